@@ -169,21 +169,31 @@ def get_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--inputs", nargs="+", type=Path, required=True, metavar="PATH",
+        "--inputs",
+        nargs="+",
+        type=Path,
+        required=True,
+        metavar="PATH",
         help="checkpoint files, or one directory with one of the --num flags",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="where to save")
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
-        "--num-epoch-checkpoints", type=int, metavar="N",
+        "--num-epoch-checkpoints",
+        type=int,
+        metavar="N",
         help="average the last N of checkpoint<epoch>.pt",
     )
     group.add_argument(
-        "--num-update-checkpoints", type=int, metavar="N",
+        "--num-update-checkpoints",
+        type=int,
+        metavar="N",
         help="average the last N of checkpoint_<epoch>_<update>.pt",
     )
     parser.add_argument(
-        "--checkpoint-upper-bound", type=int, metavar="N",
+        "--checkpoint-upper-bound",
+        type=int,
+        metavar="N",
         help="ignore checkpoints past this epoch, or update with --num-update-checkpoints",
     )
     return parser

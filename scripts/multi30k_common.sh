@@ -2,31 +2,32 @@
 # Sourced by the Multi30k scripts: messages, the Python environment, the memory setting.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=${FWM_VENV:-$root/.venv} # as scripts/setup.sh
 
 say() { printf '%s: %s\n' "${0##*/}" "$*"; }
 die() { printf '%s: error: %s\n' "${0##*/}" "$*" >&2; exit 1; }
 
 # use_python MODULE...: the environment that scripts/setup.sh makes, unless one is active already.
 use_python() {
-    if [[ -z ${VIRTUAL_ENV:-} && -x $root/.venv/bin/python ]]; then
-        PATH=$root/.venv/bin:$PATH
-    fi
-    local missing
-    if ! missing=$(missing_modules "$@") && [[ -f $root/scripts/setup.sh && -z ${VIRTUAL_ENV:-} ]]
-    then
-        say "setting up the Python environment (missing: ${missing:-python})"
-        bash "$root/scripts/setup.sh"
-        PATH=$root/.venv/bin:$PATH
-    fi
-    missing=$(missing_modules "$@") || die "this Python lacks: ${missing:-an interpreter}." \
-        "Run 'bash scripts/setup.sh', or pip install them into the active environment."
-    # Large CPU tensors in transparent huge pages: 1.4 times the training speed on Linux.
-    export THP_MEM_ALLOC_ENABLE=${THP_MEM_ALLOC_ENABLE:-1}
-    export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+  if [[ -z ${VIRTUAL_ENV:-} && -x $venv/bin/python ]]; then
+    PATH=$venv/bin:$PATH
+  fi
+  local missing
+  if ! missing=$(missing_modules "$@") && [[ -f $root/scripts/setup.sh && -z ${VIRTUAL_ENV:-} ]]
+  then
+    say "setting up the Python environment (missing: ${missing:-python})"
+    bash "$root/scripts/setup.sh"
+    PATH=$venv/bin:$PATH
+  fi
+  missing=$(missing_modules "$@") || die "this Python lacks: ${missing:-an interpreter}." \
+    "Run 'bash scripts/setup.sh', or pip install them into the active environment."
+  # Large CPU tensors in transparent huge pages: 1.4 times the training speed on Linux.
+  export THP_MEM_ALLOC_ENABLE=${THP_MEM_ALLOC_ENABLE:-1}
+  export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 }
 
 missing_modules() {
-    python - "$@" <<'PYTHON'
+  python - "$@" <<'PYTHON'
 import sys
 from importlib.util import find_spec
 

@@ -109,9 +109,7 @@ def read_text(path: Path) -> bytes:
     try:
         return gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path} is damaged ({error}): delete it and fetch it again"
-        ) from error
+        raise DataError(f"{path} is damaged ({error}): delete it and fetch it again") from error
 
 
 def check(path: Path, text: bytes, expected: Expected) -> None:
@@ -228,9 +226,7 @@ def write_references(bpe: Path, raw: Path, out: Path) -> None:
     write_whole(out / "ref" / "test.detok.de", plain)
     record = {
         "plain_reference": kind,
-        "sha256": {
-            name: hashlib.sha256((bpe / name).read_bytes()).hexdigest() for name in BPE
-        },
+        "sha256": {name: hashlib.sha256((bpe / name).read_bytes()).hexdigest() for name in BPE},
     }
     write_whole(out / "data.json", (json.dumps(record, indent=2) + "\n").encode())
 

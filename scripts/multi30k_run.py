@@ -144,6 +144,8 @@ def checkpoint_info(path: Path) -> dict[str, Any]:
         "max_update": state["cfg"]["optimization"]["max_update"],
         "update_freq": state["cfg"]["optimization"]["update_freq"],
         "seed": state["cfg"]["common"]["seed"],
+        # Summed over resumes; what an interruption lost is not in it.
+        "train_wall_seconds": round(state["extra_state"]["previous_training_time"], 1),
         "fwm": {name: model[name] for name in sorted(model) if name.startswith("fwm_")},
         "averaged": state["extra_state"].get("averaged_checkpoints", []),
     }
@@ -155,8 +157,8 @@ def parse_train_log(log: str) -> dict[str, Any]:
     Updates that were repeated after an interruption count once, with their last timing.
 
     Returns:
-        Seconds (`wall` as fairseq sums it over resumes, `train` without validation and saving),
-        words per second of training, number of parameters, and the last and best validation.
+        Seconds of training without validation and saving, words per second of these, number of
+        parameters, and the last and best validation.
     """
     inner = {}
     for line in re.findall(r"\| train_inner \| (.*)", log):
@@ -175,10 +177,8 @@ def parse_train_log(log: str) -> dict[str, Any]:
             "nll_loss": float(values["nll_loss"]),
             "updates": int(values["num_updates"]),
         }
-    walls = re.findall(r"\bwall[ =]([\d.]+)", log)
     parameters = re.findall(r"num\. shared model params: ([\d,]+)", log)
     return {
-        "train_wall_seconds": float(walls[-1]) if walls else None,
         "train_seconds": seconds or None,
         "words_per_second": round(words / seconds, 1) if seconds else None,
         "parameters": int(parameters[-1].replace(",", "")) if parameters else None,
@@ -193,9 +193,7 @@ def parse_generation(out: str, log: str) -> dict[str, Any]:
     Raises:
         RunError: the output is incomplete.
     """
-    lines = {
-        kind: dict(re.findall(rf"^{kind}-(\d+)\t(.*)$", out, re.MULTILINE)) for kind in "TD"
-    }
+    lines = {kind: dict(re.findall(rf"^{kind}-(\d+)\t(.*)$", out, re.MULTILINE)) for kind in "TD"}
     score = re.search(r"^Generate .*?: (BLEU4 = ([\d.]+),.*)$", out, re.MULTILINE)
     # Where fairseq logs to depends on what configured logging first.
     speed = re.search(r"tokens\) in ([\d.]+)s .*?([\d.,]+) tokens/s\)", out + log)
@@ -240,7 +238,9 @@ def score(run: Path, data: Path) -> dict[str, Any]:
     detokenised = detokenise(hypotheses, "de")
     plain = read_lines(data / "ref" / "test.detok.de")
     for name, lines in {
-        "ref.tok.de": references, "hyp.tok.de": hypotheses, "hyp.detok.de": detokenised,
+        "ref.tok.de": references,
+        "hyp.tok.de": hypotheses,
+        "hyp.detok.de": detokenised,
     }.items():
         write_whole(run / name, "".join(f"{line}\n" for line in lines).encode())
     log = run / "train.log"

@@ -5,7 +5,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/multi30k_common.sh"
 
 usage() {
-    cat <<'TEXT'
+  cat <<'TEXT'
 Usage: bash scripts/prepare_multi30k.sh [--from DIR] [--raw DIR] [--out DIR] [--no-verify]
 
 Makes a fairseq data directory of Multi30k (task 1, English to German, test 2016).
@@ -27,96 +27,96 @@ TEXT
 url=${MULTI30K_URL:-https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw}
 from='' raw_from='' out=$root/runs/multi30k/data-bin verify=()
 while (($#)); do
-    case $1 in
-        --from | --raw | --out)
-            [[ -n ${2:-} ]] || die "$1 needs a directory"
-            case $1 in
-                --from) from=$2 ;;
-                --raw) raw_from=$2 ;;
-                --out) out=$2 ;;
-            esac
-            shift 2
-            ;;
-        --no-verify) verify=(--no-verify); shift ;;
-        -h | --help) usage; exit ;;
-        *) usage >&2; die "unknown argument: $1" ;;
-    esac
+  case $1 in
+    --from | --raw | --out)
+      [[ -n ${2:-} ]] || die "$1 needs a directory"
+      case $1 in
+        --from) from=$2 ;;
+        --raw) raw_from=$2 ;;
+        --out) out=$2 ;;
+      esac
+      shift 2
+      ;;
+    --no-verify) verify=(--no-verify); shift ;;
+    -h | --help) usage; exit ;;
+    *) usage >&2; die "unknown argument: $1" ;;
+  esac
 done
 
 files() { python "$root/scripts/multi30k_files.py" "$@"; }
 
 fetch() { # NAME: download one file into $out/download, unless it is there
-    local part=$out/download/.$1.part
-    [[ -f $out/download/$1 ]] && return
-    say "downloading $url/$1"
-    if command -v curl >/dev/null; then
-        curl --fail --location --retry 3 --connect-timeout 20 --output "$part" "$url/$1"
-    else
-        wget --tries=3 --timeout=20 --output-document="$part" "$url/$1"
-    fi || die "cannot download $url/$1." \
-        "Without network access, bring the files and name their directory: --from DIR"
-    mv "$part" "$out/download/$1"
+  local part=$out/download/.$1.part
+  [[ -f $out/download/$1 ]] && return
+  say "downloading $url/$1"
+  if command -v curl >/dev/null; then
+    curl --fail --location --retry 3 --connect-timeout 20 --output "$part" "$url/$1"
+  else
+    wget --tries=3 --timeout=20 --output-document="$part" "$url/$1"
+  fi || die "cannot download $url/$1." \
+    "Without network access, bring the files and name their directory: --from DIR"
+  mv "$part" "$out/download/$1"
 }
 
 download() {
-    command -v curl >/dev/null || command -v wget >/dev/null \
-        || die "neither curl nor wget is here: install one, or name the files: --from DIR"
-    mkdir -p "$out/download"
-    local name
-    for name in {train,val,test_2016_flickr}.{en,de}.gz; do
-        fetch "$name"
-    done
+  command -v curl >/dev/null || command -v wget >/dev/null \
+    || die "neither curl nor wget is here: install one, or name the files: --from DIR"
+  mkdir -p "$out/download"
+  local name
+  for name in {train,val,test_2016_flickr}.{en,de}.gz; do
+    fetch "$name"
+  done
 }
 
 encode() { # raw text -> tokenised -> BPE'd, in $out/text
-    say "tokenising (lower case, Moses)"
-    files tokenise "$out/raw" "$work/tok"
-    say "learning 10,000 joint BPE merges"
-    subword-nmt learn-joint-bpe-and-vocab --symbols 10000 \
-        --input "$work"/tok/train.{en,de} --output "$work/text/bpe_codes" \
-        --write-vocabulary "$work"/vocab.{en,de}
-    local name
-    for name in {train,valid,test.2016}.{en,de}; do
-        say "applying BPE to $name"
-        subword-nmt apply-bpe --codes "$work/text/bpe_codes" \
-            --input "$work/tok/$name" --output "$work/text/$name"
-    done
-    files check "$work/text" --form bpe "${verify[@]}"
-    rm -rf "$out/text"
-    mv "$work/text" "$out/text"
+  say "tokenising (lower case, Moses)"
+  files tokenise "$out/raw" "$work/tok"
+  say "learning 10,000 joint BPE merges"
+  subword-nmt learn-joint-bpe-and-vocab --symbols 10000 \
+    --input "$work"/tok/train.{en,de} --output "$work/text/bpe_codes" \
+    --write-vocabulary "$work"/vocab.{en,de}
+  local name
+  for name in {train,valid,test.2016}.{en,de}; do
+    say "applying BPE to $name"
+    subword-nmt apply-bpe --codes "$work/text/bpe_codes" \
+      --input "$work/tok/$name" --output "$work/text/$name"
+  done
+  files check "$work/text" --form bpe "${verify[@]}"
+  rm -rf "$out/text"
+  mv "$work/text" "$out/text"
 }
 
 take_text() { # fills $out/text from --from or the network
-    local form=raw
-    if [[ -n $from ]]; then
-        form=$(files form "$from")
-    else
-        download
-        from=$out/download
+  local form=raw
+  if [[ -n $from ]]; then
+    form=$(files form "$from")
+  else
+    download
+    from=$out/download
+  fi
+  say "checking the $form files in $from"
+  if [[ $form == bpe ]]; then
+    files take "$from" "$work/text" --form bpe "${verify[@]}"
+    files check "$work/text" --form bpe "${verify[@]}"
+    rm -rf "$out/text"
+    mv "$work/text" "$out/text"
+  else
+    if ! files take "$from" "$out/raw" --form raw "${verify[@]}"; then
+      rm -rf "$out/download" # so that the next run fetches afresh
+      exit 1
     fi
-    say "checking the $form files in $from"
-    if [[ $form == bpe ]]; then
-        files take "$from" "$work/text" --form bpe "${verify[@]}"
-        files check "$work/text" --form bpe "${verify[@]}"
-        rm -rf "$out/text"
-        mv "$work/text" "$out/text"
-    else
-        if ! files take "$from" "$out/raw" --form raw "${verify[@]}"; then
-            rm -rf "$out/download" # so that the next run fetches afresh
-            exit 1
-        fi
-        files check "$out/raw" --form raw "${verify[@]}"
-        encode
-    fi
+    files check "$out/raw" --form raw "${verify[@]}"
+    encode
+  fi
 }
 
 binarise() {
-    say "binarising with fairseq-preprocess"
-    fairseq-preprocess -s en -t de --joined-dictionary --destdir "$work/bin" \
-        --trainpref "$out/text/train" --validpref "$out/text/valid" \
-        --testpref "$out/text/test.2016"
-    mv "$work"/bin/* "$out/"
-    touch "$out/.binarised"
+  say "binarising with fairseq-preprocess"
+  fairseq-preprocess -s en -t de --joined-dictionary --destdir "$work/bin" \
+    --trainpref "$out/text/train" --validpref "$out/text/valid" \
+    --testpref "$out/text/test.2016"
+  mv "$work"/bin/* "$out/"
+  touch "$out/.binarised"
 }
 
 use_python fairseq sacremoses subword_nmt tqdm
@@ -127,21 +127,21 @@ rm -rf "$work"
 mkdir -p "$work/text" "$work/tok"
 
 if [[ -n $from && -f $out/data.json ]]; then
-    files form "$from" >/dev/null # a wrong --from is an error even when there is nothing to do
+  files form "$from" >/dev/null # a wrong --from is an error even when there is nothing to do
 fi
 if [[ -d $out/text ]] && files check "$out/text" --form bpe "${verify[@]}"; then
-    say "text: already in $out/text"
+  say "text: already in $out/text"
 else
-    rm -f "$out/.binarised"
-    take_text
+  rm -f "$out/.binarised"
+  take_text
 fi
 if [[ -n $raw_from ]]; then
-    files take-reference "$raw_from" "$out/raw" "${verify[@]}"
+  files take-reference "$raw_from" "$out/raw" "${verify[@]}"
 fi
 if [[ -f $out/.binarised ]]; then
-    say "binarised: already in $out"
+  say "binarised: already in $out"
 else
-    binarise
+  binarise
 fi
 files references "$out/text" "$out/raw" "$out"
 say "done: $out"

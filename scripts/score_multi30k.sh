@@ -5,7 +5,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/multi30k_common.sh"
 
 usage() {
-    cat <<'TEXT'
+  cat <<'TEXT'
 Usage: bash scripts/score_multi30k.sh RUN [--data DIR] [--average N]
 
 Averages the last N epoch checkpoints of RUN (default 10), translates test 2016 with beam 5 and
@@ -22,35 +22,35 @@ case $1 in -h | --help) usage; exit ;; esac
 run=$1 data=$root/runs/multi30k/data-bin average=10
 shift
 while (($#)); do
-    case $1 in
-        --data | --average)
-            [[ -n ${2:-} ]] || die "$1 needs a value"
-            case $1 in --data) data=$2 ;; --average) average=$2 ;; esac
-            shift 2
-            ;;
-        -h | --help) usage; exit ;;
-        *) usage >&2; die "unknown argument: $1" ;;
-    esac
+  case $1 in
+    --data | --average)
+      [[ -n ${2:-} ]] || die "$1 needs a value"
+      case $1 in --data) data=$2 ;; --average) average=$2 ;; esac
+      shift 2
+      ;;
+    -h | --help) usage; exit ;;
+    *) usage >&2; die "unknown argument: $1" ;;
+  esac
 done
 [[ -f $run/checkpoint_last.pt ]] || die "$run holds no checkpoint_last.pt: train first"
 [[ -f $data/data.json ]] \
-    || die "$data holds no prepared data: run 'bash scripts/prepare_multi30k.sh' first"
+  || die "$data holds no prepared data: run 'bash scripts/prepare_multi30k.sh' first"
 use_python fairseq sacremoses sacrebleu torch tqdm
 
 if [[ $run/average.pt -nt $run/checkpoint_last.pt ]]; then
-    say "averaging: already done"
+  say "averaging: already done"
 else
-    say "averaging the last $average epoch checkpoints"
-    python "$root/scripts/average_checkpoints.py" --inputs "$run" \
-        --num-epoch-checkpoints "$average" --output "$run/average.pt"
+  say "averaging the last $average epoch checkpoints"
+  python "$root/scripts/average_checkpoints.py" --inputs "$run" \
+    --num-epoch-checkpoints "$average" --output "$run/average.pt"
 fi
 if [[ $run/gen.out -nt $run/average.pt ]]; then
-    say "translating: already done"
+  say "translating: already done"
 else
-    say "translating test 2016"
-    fairseq-generate "$data" -s en -t de --user-dir "$root/fairseq_fwm" \
-        --path "$run/average.pt" --gen-subset test --beam 5 --remove-bpe --batch-size 128 \
-        --log-format simple --log-interval 1 2>&1 >"$run/.gen.out.tmp" | tee "$run/gen.log"
-    mv "$run/.gen.out.tmp" "$run/gen.out"
+  say "translating test 2016"
+  fairseq-generate "$data" -s en -t de --user-dir "$root/fairseq_fwm" \
+    --path "$run/average.pt" --gen-subset test --beam 5 --remove-bpe --batch-size 128 \
+    --log-format simple --log-interval 1 2>&1 >"$run/.gen.out.tmp" | tee "$run/gen.log"
+  mv "$run/.gen.out.tmp" "$run/gen.out"
 fi
 python "$root/scripts/multi30k_run.py" score "$run" --data "$data"

@@ -5,7 +5,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/multi30k_common.sh"
 
 usage() {
-    cat <<'TEXT'
+  cat <<'TEXT'
 Usage: bash scripts/train_multi30k.sh VARIANT [--seed N] [--budget reduced|full] [--name NAME]
                                       [--data DIR] [--runs DIR] [--average N]
                                       [FAIRSEQ-TRAIN FLAGS]
@@ -29,83 +29,77 @@ TEXT
 }
 
 variant_flags() { # VARIANT: the sites and the feature map, one word a line
-    local encoder=softmax decoder cross=softmax map=${1%%-*}
-    case $1 in
-        softmax) map='' decoder=softmax ;;
-        elu-sum | favor-sum | dpfp-sum) decoder=sum ;;
-        elu-delta | dpfp-delta) decoder='delta' ;;
-        sum-everywhere) map=dpfp encoder=sum decoder=sum cross=sum ;;
-        elu-sum-everywhere) encoder=sum decoder=sum cross=sum ;;
-        *) return 1 ;;
-    esac
-    printf '%s\n' --fwm-encoder-self "$encoder" --fwm-decoder-self "$decoder" --fwm-cross "$cross"
-    [[ -z $map ]] || printf '%s\n' --fwm-feature-map "$map"
-    [[ $map != dpfp ]] || printf '%s\n' --fwm-dpfp-nu 1
+  local encoder=softmax decoder cross=softmax map=${1%%-*}
+  case $1 in
+    softmax) map='' decoder=softmax ;;
+    elu-sum | favor-sum | dpfp-sum) decoder=sum ;;
+    elu-delta | dpfp-delta) decoder='delta' ;;
+    sum-everywhere) map=dpfp encoder=sum decoder=sum cross=sum ;;
+    elu-sum-everywhere) encoder=sum decoder=sum cross=sum ;;
+    *) return 1 ;;
+  esac
+  printf '%s\n' --fwm-encoder-self "$encoder" --fwm-decoder-self "$decoder" --fwm-cross "$cross"
+  [[ -z $map ]] || printf '%s\n' --fwm-feature-map "$map"
+  [[ $map != dpfp ]] || printf '%s\n' --fwm-dpfp-nu 1
 }
 
 variants=(softmax elu-sum favor-sum dpfp-sum elu-delta dpfp-delta sum-everywhere
-    elu-sum-everywhere)
+  elu-sum-everywhere)
 
 list_variants() {
-    local name
-    for name in "${variants[@]}"; do
-        printf '%-20s %s\n' "$name" "$(variant_flags "$name" | tr '\n' ' ')"
-    done
+  local name
+  for name in "${variants[@]}"; do
+    printf '%-20s %s\n' "$name" "$(variant_flags "$name" | tr '\n' ' ')"
+  done
 }
-
-[[ $# -gt 0 ]] || { usage >&2; die "which VARIANT? One of: ${variants[*]}"; }
-case $1 in
-    --list) list_variants; exit ;;
-    -h | --help) usage; exit ;;
-esac
-variant=$1
-shift
-variant_flags "$variant" >/dev/null \
-    || die "unknown variant '$variant'. Valid ones: ${variants[*]}"
 
 seed=1 budget=reduced name='' data=$root/runs/multi30k/data-bin runs=$root/runs/multi30k
 average=10 extra=()
-while (($#)); do
+
+parse_arguments() { # sets variant and the globals above
+  [[ $# -gt 0 ]] || { usage >&2; die "which VARIANT? One of: ${variants[*]}"; }
+  case $1 in
+    --list) list_variants; exit ;;
+    -h | --help) usage; exit ;;
+  esac
+  variant=$1
+  shift
+  variant_flags "$variant" >/dev/null \
+    || die "unknown variant '$variant'. Valid ones: ${variants[*]}"
+  while (($#)); do
     case $1 in
-        --seed | --budget | --name | --data | --runs | --average)
-            [[ -n ${2:-} ]] || die "$1 needs a value"
-            case $1 in
-                --seed) seed=$2 ;;
-                --budget) budget=$2 ;;
-                --name) name=$2 ;;
-                --average) average=$2 ;;
-                --data) data=$(realpath -m "$2") ;;
-                --runs) runs=$(realpath -m "$2") ;;
-            esac
-            shift 2
-            ;;
-        -h | --help) usage; exit ;;
-        *) extra+=("$1"); shift ;;
+      --seed | --budget | --name | --data | --runs | --average)
+        [[ -n ${2:-} ]] || die "$1 needs a value"
+        case $1 in
+          --seed) seed=$2 ;;
+          --budget) budget=$2 ;;
+          --name) name=$2 ;;
+          --average) average=$2 ;;
+          --data) data=$(realpath -m "$2") ;;
+          --runs) runs=$(realpath -m "$2") ;;
+        esac
+        shift 2
+        ;;
+      -h | --help) usage; exit ;;
+      *) extra+=("$1"); shift ;;
     esac
-done
-[[ $seed =~ ^[0-9]+$ ]] || die "--seed must be a whole number, not '$seed'"
-case $budget in
+  done
+}
+
+set_command() { # sets command from the arguments
+  local sites budget_flags
+  [[ $seed =~ ^[0-9]+$ ]] || die "--seed must be a whole number, not '$seed'"
+  case $budget in
     reduced) budget_flags=(--lr 0.004 --warmup-updates 1000 --update-freq 1 --max-update 3000) ;;
     full) budget_flags=(--lr 0.005 --warmup-updates 2000 --update-freq 2 --max-update 8000) ;;
     *) die "--budget must be reduced or full, not '$budget'" ;;
-esac
-[[ -n $name ]] || name=$variant-seed$seed$([[ $budget == reduced ]] || echo "-$budget")
-[[ -f $data/dict.de.txt && -f $data/data.json ]] \
-    || die "$data holds no prepared data: run 'bash scripts/prepare_multi30k.sh' first," \
-        "or name its directory with --data"
-
-use_python fairseq sacremoses sacrebleu torch tqdm
-cd "$root"
-dir=$(realpath -m --relative-to=. "$runs/$name")
-data=$(realpath --relative-to=. "$data")
-mkdir -p "$dir"
-if command -v flock >/dev/null; then
-    exec 9>"$dir/.lock"
-    flock --nonblock 9 || die "$dir is being trained by another process"
-fi
-
-mapfile -t sites < <(variant_flags "$variant")
-command=(
+  esac
+  [[ -n $name ]] || name=$variant-seed$seed$([[ $budget == reduced ]] || echo "-$budget")
+  # Paths from the project's root: the recorded command can be given again elsewhere.
+  dir=$(realpath -m --relative-to="$root" "$runs/$name")
+  data=$(realpath -m --relative-to="$root" "$data")
+  mapfile -t sites < <(variant_flags "$variant")
+  command=(
     fairseq-train "$data" -s en -t de --user-dir fairseq_fwm --arch fwm_transformer_tiny
     "${sites[@]}" --share-all-embeddings --dropout 0.3
     --optimizer adam --adam-betas '(0.9, 0.98)'
@@ -113,21 +107,44 @@ command=(
     --criterion label_smoothed_cross_entropy --label-smoothing 0.1
     --max-tokens 4096 --seed "$seed" --save-dir "$dir" --keep-last-epochs 10
     --log-format simple --log-interval 50 --num-workers 0 "${extra[@]}"
-)
+  )
+}
 
-run() { python scripts/multi30k_run.py "$@"; }
+record() { python scripts/multi30k_run.py "$@"; }
 
-run begin "$dir" --variant "$variant" --budget "$budget" --seed "$seed" -- "${command[@]}"
-state=0
-run finished "$dir" || state=$?
-if ((state == 0)); then
-    say "training: already finished in $dir"
-elif ((state != 3)); then
-    die "cannot read the state of $dir (see above)"
-else
-    say "training $variant, seed $seed, $budget budget; log: $dir/train.log"
-    printf '\n=== %s: %s\n' "$(date -u +%FT%TZ)" "${command[*]@Q}" >>"$dir/train.log"
-    "${command[@]}" 2>&1 | tee -a "$dir/train.log"
-    run end "$dir"
-fi
-bash scripts/score_multi30k.sh "$dir" --data "$data" --average "$average"
+train() {
+  record begin "$dir" --variant "$variant" --budget "$budget" --seed "$seed" \
+    -- "${command[@]}"
+  local state=0
+  record finished "$dir" || state=$?
+  case $state in
+    0) say "training: already finished in $dir"; return ;;
+    3) ;;
+    *) die "cannot read the state of $dir (see above)" ;;
+  esac
+  say "training $variant, seed $seed, $budget budget; log: $dir/train.log"
+  printf '\n=== %s: %s\n' "$(date -u +%FT%TZ)" "${command[*]@Q}" >>"$dir/train.log"
+  "${command[@]}" 2>&1 | tee -a "$dir/train.log"
+  record end "$dir"
+}
+
+main() {
+  parse_arguments "$@"
+  set_command
+  cd "$root"
+  [[ -f $data/dict.de.txt && -f $data/data.json ]] \
+    || die "$data holds no prepared data: run 'bash scripts/prepare_multi30k.sh' first," \
+      "or name its directory with --data"
+  use_python fairseq sacremoses sacrebleu torch tqdm
+  mkdir -p "$dir"
+  if type flock &>/dev/null; then
+    exec 9>"$dir/.lock"
+    flock --nonblock 9 || die "$dir is being trained by another process"
+  fi
+  train
+  bash scripts/score_multi30k.sh "$dir" --data "$data" --average "$average"
+}
+
+# A function and an exit: bash has read all of this before the hours of training begin.
+main "$@"
+exit
