@@ -1,0 +1,22 @@
+"""Fast weight programmers for fairseq and PyTorch.
+
+``import fairseq_fwm`` works with torch alone and offers :mod:`fairseq_fwm.ops`,
+:mod:`fairseq_fwm.feature_maps` and :mod:`fairseq_fwm.mixers`. Where fairseq is installed it also
+registers the models with fairseq, which is all that ``--user-dir`` needs.
+"""
+
+import importlib.util
+
+from fairseq_fwm import feature_maps, mixers, ops
+from fairseq_fwm._safe_globals import allow_checkpoint_contents
+from fairseq_fwm.kernels_status import kernels_status
+
+__version__ = "0.1.0"
+__all__ = ["feature_maps", "kernels_status", "mixers", "ops"]
+
+allow_checkpoint_contents()
+
+if importlib.util.find_spec("fairseq") is not None:
+    # fairseq imports only tasks/ and models/ of a user directory, and nothing at all if the
+    # package was imported before: everything that registers itself is imported here.
+    from fairseq_fwm.models import fwm_transformer  # noqa: F401

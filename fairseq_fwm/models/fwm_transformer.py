@@ -1,0 +1,239 @@
+"""``fwm_transformer``: fairseq's transformer with fast weight attention where it is asked for.
+
+With softmax at every site it *is* fairseq's ``transformer``: same modules, same state dict, same
+numbers from the same seed.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from fairseq.dataclass import ChoiceEnum
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.models import register_model, register_model_architecture
+from fairseq.models.transformer import (
+    TransformerConfig,
+    TransformerDecoderBase,
+    TransformerEncoderBase,
+    TransformerModelBase,
+    base_architecture,
+    transformer_iwslt_de_en,
+)
+from fairseq.models.transformer.transformer_legacy import transformer_vaswani_wmt_en_de_big
+from torch import nn
+
+from fairseq_fwm.feature_maps import FEATURE_MAPS, FavorFeatureMap
+from fairseq_fwm.mixers import SITES, UPDATE_RULES, why_invalid
+from fairseq_fwm.mixers.validity import ATTN_NORMS
+from fairseq_fwm.modules.layers import (
+    SOFTMAX,
+    FWMTransformerDecoderLayer,
+    FWMTransformerEncoderLayer,
+    site_config,
+    wrap_layer,
+)
+from fairseq_fwm.ops.dispatch import IMPLS
+
+
+def _site_choices(site: str) -> Any:
+    return ChoiceEnum([SOFTMAX, *(n for n, rule in UPDATE_RULES.items() if site in rule.sites)])
+
+
+ENCODER_SELF = _site_choices("encoder_self")
+DECODER_SELF = _site_choices("decoder_self")
+CROSS = _site_choices("cross")
+FEATURE_MAP = ChoiceEnum(list(FEATURE_MAPS))
+SUM_NORM = ChoiceEnum(["auto", "on", "off"])
+ATTN_NORM = ChoiceEnum(["auto", *ATTN_NORMS])
+OUTPUT_SCALE = ChoiceEnum(["one", "rsqrt"])
+FAVOR_VARIANT = ChoiceEnum(list(FavorFeatureMap.VARIANTS))
+IMPL = ChoiceEnum(list(IMPLS))
+
+
+@dataclass
+class FWMTransformerConfig(TransformerConfig):
+    """fairseq's transformer configuration and the flat ``--fwm-*`` flags."""
+
+    fwm_encoder_self: ENCODER_SELF = field(
+        default="softmax",
+        metadata={"help": "encoder self-attention; delta runs once in each direction"},
+    )
+    fwm_decoder_self: DECODER_SELF = field(
+        default="delta", metadata={"help": "decoder self-attention"}
+    )
+    fwm_cross: CROSS = field(
+        default="softmax",
+        metadata={"help": "cross-attention; sum writes the source once, then reads in O(1)"},
+    )
+    fwm_feature_map: FEATURE_MAP = field(
+        default="dpfp", metadata={"help": "feature map phi of all fast weight sites"}
+    )
+    fwm_dpfp_nu: int = field(
+        default=1, metadata={"help": "DPFP's nu; key features K = 2 * nu * head_dim"}
+    )
+    fwm_favor_features: int = field(
+        default=64, metadata={"help": "FAVOR+'s m; key features K = 2 * m"}
+    )
+    fwm_favor_variant: FAVOR_VARIANT = field(
+        default="stable",
+        metadata={"help": "FAVOR+ as here (stable) or as published (toolkit, retrieval)"},
+    )
+    fwm_favor_seed: int = field(default=1, metadata={"help": "seed of FAVOR+'s random matrices"})
+    fwm_sum_norm: SUM_NORM = field(
+        default="auto",
+        metadata={"help": "phi(q), phi(k) divided by their sums; auto: on for delta, off for sum"},
+    )
+    fwm_attn_norm: ATTN_NORM = field(
+        default="auto",
+        metadata={"help": "division by z.q (and z.k: full); auto: output for sum, none for delta"},
+    )
+    fwm_output_scale: OUTPUT_SCALE = field(
+        default="one", metadata={"help": "output times one or 1/sqrt(head_dim)"}
+    )
+    fwm_impl: IMPL = field(
+        default="auto",
+        metadata={"help": "implementation of the updates; a named one must be there"},
+    )
+
+
+def check_sites(cfg: FWMTransformerConfig) -> None:
+    """Refuse invalid combinations before anything is built.
+
+    Raises:
+        ValueError: naming the flag and the reason.
+    """
+    for site in SITES:
+        config = site_config(cfg, site)
+        reason = None if config is None else why_invalid(config, site)
+        if reason is not None:
+            flag = "--fwm-" + site.replace("_", "-")
+            raise ValueError(
+                f"{flag} {config.rule} with --fwm-feature-map {config.feature_map}: {reason}"
+            )
+
+
+class FWMTransformerEncoder(TransformerEncoderBase):
+    """fairseq's encoder with our layers."""
+
+    def build_encoder_layer(self, cfg: FWMTransformerConfig) -> nn.Module:
+        """Build one layer."""
+        return wrap_layer(FWMTransformerEncoderLayer(cfg, return_fc=self.return_fc), cfg)
+
+
+class FWMTransformerDecoder(TransformerDecoderBase):
+    """fairseq's decoder with our layers."""
+
+    def build_decoder_layer(
+        self, cfg: FWMTransformerConfig, no_encoder_attn: bool = False
+    ) -> nn.Module:
+        """Build one layer."""
+        return wrap_layer(FWMTransformerDecoderLayer(cfg, no_encoder_attn), cfg)
+
+
+@register_model("fwm_transformer")
+class FWMTransformerModel(TransformerModelBase):
+    """Transformer for translation; the attention of each site is chosen by ``--fwm-*`` flags."""
+
+    @classmethod
+    def add_args(cls, parser: Any) -> None:
+        """Add fairseq's transformer flags and ours; defaults come from the architecture."""
+        gen_parser_from_dataclass(
+            parser, FWMTransformerConfig(), delete_default=True, with_prefix=""
+        )
+
+    @classmethod
+    def build_model(cls, args: Any, task: Any) -> "FWMTransformerModel":
+        """Build a model.
+
+        Raises:
+            ValueError: if a combination of ``--fwm-*`` flags is not valid.
+        """
+        fwm_base_architecture(args)
+        cfg = FWMTransformerConfig.from_namespace(args)
+        check_sites(cfg)
+        model = super().build_model(cfg, task)
+        seed_random_features(model, cfg.fwm_favor_seed)
+        return model
+
+    @classmethod
+    def build_encoder(cls, cfg, src_dict, embed_tokens):  # noqa: D102, fairseq's own contract
+        return FWMTransformerEncoder(cfg, src_dict, embed_tokens)
+
+    @classmethod
+    def build_decoder(cls, cfg, tgt_dict, embed_tokens):  # noqa: D102, fairseq's own contract
+        return FWMTransformerDecoder(
+            cfg, tgt_dict, embed_tokens, no_encoder_attn=cfg.no_cross_attention
+        )
+
+    def prepare_for_inference_(self, cfg: Any) -> None:
+        """Prepare for generation as fairseq does.
+
+        Raises:
+            ValueError: if alignments are wanted of a cross-attention that has none.
+        """
+        wanted = [
+            flag
+            for flag, name in (("--print-alignment", "print_alignment"), ("--replace-unk", "replace_unk"))
+            if getattr(cfg.generation, name, None) not in (None, False)
+        ]
+        if wanted and str(self.cfg.fwm_cross) != SOFTMAX:
+            raise ValueError(
+                f"{' and '.join(wanted)} need attention weights over the source, which fast weight "
+                f"cross-attention (--fwm-cross {self.cfg.fwm_cross}) does not have: generate "
+                "without, or train with --fwm-cross softmax"
+            )
+        super().prepare_for_inference_(cfg)
+
+
+def seed_random_features(model: nn.Module, seed: int) -> None:
+    """Give every layer's random features a stream of their own, the same on every rank."""
+    maps = [m for m in model.modules() if isinstance(m, FavorFeatureMap)]
+    for layer, feature_map in enumerate(maps):
+        feature_map.seed_draws(seed * 1009 + layer)
+
+
+def _fill_fwm_defaults(args: Any) -> None:
+    for f in fields(FWMTransformerConfig):
+        if f.name.startswith("fwm_"):
+            setattr(args, f.name, getattr(args, f.name, f.default))
+
+
+@register_model_architecture("fwm_transformer", "fwm_transformer")
+def fwm_base_architecture(args: Any) -> None:
+    """fairseq's base shape (6 + 6 layers, 512, FFN 2048, 8 heads)."""
+    _fill_fwm_defaults(args)
+    base_architecture(args)
+
+
+@register_model_architecture("fwm_transformer", "fwm_transformer_tiny")
+def fwm_transformer_tiny(args: Any) -> None:
+    """4 + 4 layers, 128, FFN 256, 4 heads: minutes on a CPU, Multi30k."""
+    for side in ("encoder", "decoder"):
+        for name, size in (("embed_dim", 128), ("ffn_embed_dim", 256)):
+            _default(args, f"{side}_{name}", size)
+        for name in ("layers", "attention_heads"):
+            _default(args, f"{side}_{name}", 4)
+    fwm_base_architecture(args)
+
+
+@register_model_architecture("fwm_transformer", "fwm_transformer_iwslt_de_en")
+def fwm_transformer_iwslt_de_en(args: Any) -> None:
+    """fairseq's IWSLT shape (6 + 6 layers, 512, FFN 1024, 4 heads)."""
+    _fill_fwm_defaults(args)
+    transformer_iwslt_de_en(args)
+
+
+@register_model_architecture("fwm_transformer", "fwm_transformer_wmt_en_de")
+def fwm_transformer_wmt_en_de(args: Any) -> None:
+    """The base shape, under the name fairseq's users expect."""
+    fwm_base_architecture(args)
+
+
+@register_model_architecture("fwm_transformer", "fwm_transformer_wmt_en_de_big")
+def fwm_transformer_wmt_en_de_big(args: Any) -> None:
+    """The paper's translation model (6 + 6 layers, 1024, FFN 4096, 16 heads)."""
+    _fill_fwm_defaults(args)
+    transformer_vaswani_wmt_en_de_big(args)
+
+
+def _default(args: Any, name: str, value: Any) -> None:
+    setattr(args, name, getattr(args, name, value))

@@ -1,0 +1,1 @@
+"""fairseq's side of the mixers: attention modules and transformer layers."""

@@ -1,0 +1,271 @@
+"""Mixers behind the surface of fairseq's ``MultiheadAttention``.
+
+The layers of fairseq's transformer use them without knowing. fairseq's ``(T, N, C)`` becomes the
+``(N, H, T, features)`` of :mod:`fairseq_fwm.ops` here and nowhere else.
+"""
+
+import math
+from typing import Dict, Optional, Tuple
+
+import torch
+from fairseq.incremental_decoding_utils import with_incremental_state
+from fairseq.modules.quant_noise import quant_noise
+from torch import Tensor, nn
+
+from fairseq_fwm.mixers import FastWeightMixer, FastWeightState
+
+IncrementalState = Dict[str, Dict[str, Optional[Tensor]]]
+
+
+@with_incremental_state
+class FastWeightAttention(nn.Module):
+    """What self- and cross-attention share.
+
+    The incremental state holds the fast weights, batch-first, under fairseq's key ``attn_state``.
+
+    Args:
+        embed_dim: C, size of the queries' vectors.
+        num_heads: H, which must divide C.
+        mixer: a mixer for heads of size C / H.
+        q_noise: quantisation noise on the projections, as in fairseq.
+        qn_block_size: block size of that noise.
+
+    Raises:
+        ValueError: if H does not divide C.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        mixer: FastWeightMixer,
+        q_noise: float = 0.0,
+        qn_block_size: int = 8,
+    ) -> None:
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim {embed_dim} is not divisible by num_heads {num_heads}")
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.head_dim = embed_dim // num_heads
+        self.mixer = mixer
+        self.q_noise, self.qn_block_size = q_noise, qn_block_size
+        self.out_proj = self._linear(num_heads * mixer.value_dim, embed_dim)
+        nn.init.xavier_uniform_(self.out_proj.weight)
+
+    def _linear(self, inputs: int, outputs: int) -> nn.Module:
+        linear = nn.Linear(inputs, outputs)
+        nn.init.zeros_(linear.bias)
+        return quant_noise(linear, self.q_noise, self.qn_block_size)
+
+    def _init_projection(self, linear: nn.Module, inputs: int) -> None:
+        # Each of q, k, v as in fairseq: Xavier for an (inputs x embed_dim) matrix, gain 1/sqrt(2).
+        bound = math.sqrt(6.0 / (inputs + self.embed_dim)) / math.sqrt(2.0)
+        nn.init.uniform_(linear.weight, -bound, bound)
+
+    def _to_heads(self, x: Tensor) -> Tensor:
+        """``(T, N, H * P)`` -> ``(N, H, T, P)``, a view."""
+        t, n, _ = x.shape
+        return x.view(t, n, self.num_heads, -1).permute(1, 2, 0, 3)
+
+    def _from_heads(self, y: Tensor) -> Tensor:
+        """``(N, H, T, V)`` -> ``(T, N, C)`` through the output projection."""
+        n, _, t, _ = y.shape
+        return self.out_proj(y.permute(2, 0, 1, 3).reshape(t, n, -1))
+
+    def _get_input_buffer(
+        self, incremental_state: Optional[IncrementalState]
+    ) -> Dict[str, Optional[Tensor]]:
+        return self.get_incremental_state(incremental_state, "attn_state") or {}
+
+    def _set_input_buffer(
+        self, incremental_state: IncrementalState, buffer: Dict[str, Optional[Tensor]]
+    ) -> Optional[IncrementalState]:
+        return self.set_incremental_state(incremental_state, "attn_state", buffer)
+
+    def _load_state(self, incremental_state: IncrementalState) -> Optional[FastWeightState]:
+        buffer = self._get_input_buffer(incremental_state)
+        if "weights" not in buffer:
+            return None
+        return FastWeightState(buffer["weights"], buffer.get("normalizer"))
+
+    def _save_state(self, incremental_state: IncrementalState, state: FastWeightState) -> None:
+        buffer = {name: x for name, x in state._asdict().items() if x is not None}
+        self._set_input_buffer(incremental_state, buffer)
+
+    def reorder_incremental_state(
+        self, incremental_state: IncrementalState, new_order: Tensor
+    ) -> IncrementalState:
+        """Let the state follow the beam: row i becomes row ``new_order[i]``."""
+        buffer = self._get_input_buffer(incremental_state)
+        if buffer:
+            reordered = {name: x.index_select(0, new_order) for name, x in buffer.items()}
+            self._set_input_buffer(incremental_state, reordered)
+        return incremental_state
+
+    def _refuse_weights(self, need_head_weights: bool) -> None:
+        if need_head_weights:
+            raise ValueError(
+                "fast weight attention has no attention weights per source position; what needs "
+                "them (alignment, --print-alignment, --replace-unk) needs softmax at this site"
+            )
+
+
+class FastWeightSelfAttention(FastWeightAttention):
+    """Self-attention through a mixer; one fused projection, laid out per head.
+
+    Args:
+        causal: decoder self-attention (True) or encoder self-attention (False).
+        embed_dim, num_heads, mixer, q_noise, qn_block_size: see :class:`FastWeightAttention`.
+    """
+
+    def __init__(self, *args, causal: bool, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.causal = causal
+        outputs = self.num_heads * self.mixer.projection_size
+        self.in_proj = self._linear(self.embed_dim, outputs)
+        self._init_projection(self.in_proj, self.embed_dim)
+        self._verified_mask: Optional[Tuple[int, int, int]] = None
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Optional[Tensor] = None,
+        value: Optional[Tensor] = None,
+        key_padding_mask: Optional[Tensor] = None,
+        incremental_state: Optional[IncrementalState] = None,
+        need_weights: bool = False,
+        static_kv: bool = False,
+        attn_mask: Optional[Tensor] = None,
+        before_softmax: bool = False,
+        need_head_weights: bool = False,
+    ) -> Tuple[Tensor, Optional[Tensor]]:
+        """Attend.
+
+        Args:
+            query: ``(T, N, C)``.
+            key, value: ignored: self-attention.
+            key_padding_mask: ``(N, T)``, True at padding, which writes nothing.
+            incremental_state: fairseq's; the fast weights go on from what is in it.
+            attn_mask: causal for a causal site, ``None`` for another.
+            need_weights, static_kv, before_softmax: without effect.
+            need_head_weights: refused.
+
+        Returns:
+            ``(T, N, C)`` and ``None`` in place of attention weights.
+
+        Raises:
+            ValueError: for a mask that is not causal or if weights per head are asked for.
+        """
+        self._refuse_weights(need_head_weights)
+        self._check_mask(attn_mask, query.shape[0], incremental_state)
+        mask = None if key_padding_mask is None else ~key_padding_mask.bool()
+        projected = self._to_heads(self.in_proj(query))
+        if not self.causal:
+            y = self.mixer.forward_noncausal(projected, mask)
+        elif incremental_state is None:
+            y, _ = self.mixer(projected, None, mask)
+        else:
+            y = self._continue(projected, mask, incremental_state)
+        return self._from_heads(y), None
+
+    def _continue(
+        self, projected: Tensor, mask: Optional[Tensor], incremental_state: IncrementalState
+    ) -> Tensor:
+        state = self._load_state(incremental_state)
+        if projected.shape[2] == 1 and state is not None:
+            row_mask = None if mask is None else mask[:, -1]
+            y, state = self.mixer.step(projected.squeeze(2), state, row_mask)
+            y = y.unsqueeze(2)
+        else:
+            y, state = self.mixer(projected, state, mask, output_final_state=True)
+        self._save_state(incremental_state, state)
+        return y
+
+    def _check_mask(
+        self,
+        attn_mask: Optional[Tensor],
+        length: int,
+        incremental_state: Optional[IncrementalState],
+    ) -> None:
+        if attn_mask is None:
+            if self.causal and incremental_state is None and length > 1:
+                raise ValueError(
+                    "this fast weight self-attention is causal: it cannot see the full context "
+                    "(full_context_alignment); use softmax at this site"
+                )
+            return
+        if not self.causal:
+            raise ValueError("non-causal fast weight self-attention takes no attn_mask")
+        # One look per mask: fairseq hands every layer and every batch the same buffer.
+        identity = (attn_mask.data_ptr(), attn_mask.shape[0], attn_mask._version)
+        if identity == self._verified_mask:
+            return
+        hidden = attn_mask if attn_mask.dtype == torch.bool else attn_mask < 0
+        future = torch.ones_like(hidden, dtype=torch.bool).triu(1)
+        if attn_mask.shape != (length, length) or not torch.equal(hidden.bool(), future):
+            raise ValueError(
+                f"fast weight self-attention can only be causal: attn_mask of shape "
+                f"{tuple(attn_mask.shape)} is not the ({length}, {length}) causal mask; "
+                "use softmax at this site for any other mask"
+            )
+        self._verified_mask = identity
+
+
+class FastWeightCrossAttention(FastWeightAttention):
+    """Cross-attention: the source is written once, then every target position reads it in O(1).
+
+    Args:
+        kv_dim: size of the encoder's vectors.
+        embed_dim, num_heads, mixer, q_noise, qn_block_size: see :class:`FastWeightAttention`.
+    """
+
+    def __init__(self, *args, kv_dim: int, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.q_proj = self._linear(self.embed_dim, self.embed_dim)
+        self.kv_proj = self._linear(kv_dim, 2 * self.embed_dim)
+        self._init_projection(self.q_proj, self.embed_dim)
+        self._init_projection(self.kv_proj, kv_dim)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Optional[Tensor] = None,
+        value: Optional[Tensor] = None,
+        key_padding_mask: Optional[Tensor] = None,
+        incremental_state: Optional[IncrementalState] = None,
+        need_weights: bool = False,
+        static_kv: bool = False,
+        attn_mask: Optional[Tensor] = None,
+        before_softmax: bool = False,
+        need_head_weights: bool = False,
+    ) -> Tuple[Tensor, Optional[Tensor]]:
+        """Attend to the source.
+
+        Args:
+            query: ``(T, N, C)``.
+            key: encoder output ``(S, N, kv_dim)``; not read once the state holds the source.
+            value: ignored: the same tensor as ``key``.
+            key_padding_mask: ``(N, S)``, True at padding, which writes nothing.
+            incremental_state: fairseq's; keeps the written source.
+            attn_mask: must be ``None``.
+            need_weights, static_kv, before_softmax: without effect.
+            need_head_weights: refused.
+
+        Returns:
+            ``(T, N, C)`` and ``None`` in place of attention weights.
+
+        Raises:
+            ValueError: if there is a mask other than for padding, or weights are asked for.
+        """
+        self._refuse_weights(need_head_weights)
+        if attn_mask is not None:
+            raise ValueError("fast weight cross-attention takes no attn_mask")
+        state = None if incremental_state is None else self._load_state(incremental_state)
+        if state is None:
+            mask = None if key_padding_mask is None else ~key_padding_mask.bool()
+            state = self.mixer.write(self._to_heads(self.kv_proj(key)), mask)
+            if incremental_state is not None:
+                self._save_state(incremental_state, state)
+        y = self.mixer.read(self._to_heads(self.q_proj(query)), state)
+        return self._from_heads(y), None

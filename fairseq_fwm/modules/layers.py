@@ -1,0 +1,103 @@
+"""fairseq's transformer layers with the attention of each site chosen by the configuration."""
+
+from typing import Any, Optional
+
+from fairseq.distributed import fsdp_wrap
+from fairseq.modules.checkpoint_activations import checkpoint_wrapper
+from fairseq.modules.transformer_layer import (
+    TransformerDecoderLayerBase,
+    TransformerEncoderLayerBase,
+)
+from torch import nn
+
+from fairseq_fwm.mixers import FastWeightConfig, FastWeightMixer
+from fairseq_fwm.modules.attention import (
+    FastWeightAttention,
+    FastWeightCrossAttention,
+    FastWeightSelfAttention,
+)
+
+SOFTMAX = "softmax"
+
+
+def site_config(cfg: Any, site: str) -> Optional[FastWeightConfig]:
+    """Return the fast weight variant at a site, or ``None`` where fairseq's softmax stands.
+
+    Args:
+        cfg: model configuration with the ``fwm_*`` fields.
+        site: ``encoder_self``, ``decoder_self`` or ``cross``.
+    """
+    rule = str(getattr(cfg, f"fwm_{site}"))
+    if rule == SOFTMAX:
+        return None
+    heads, dim = _shape(cfg, site)
+    automatic = {"auto": None}
+    return FastWeightConfig(
+        rule=rule,
+        feature_map=str(cfg.fwm_feature_map),
+        sum_norm={"auto": None, "on": True, "off": False}[str(cfg.fwm_sum_norm)],
+        attn_norm=automatic.get(str(cfg.fwm_attn_norm), str(cfg.fwm_attn_norm)),
+        scale={"one": 1.0, "rsqrt": (dim // heads) ** -0.5}[str(cfg.fwm_output_scale)],
+        nu=cfg.fwm_dpfp_nu,
+        m=cfg.fwm_favor_features,
+        favor_variant=str(cfg.fwm_favor_variant),
+        impl=str(cfg.fwm_impl),
+    )
+
+
+def _shape(cfg: Any, site: str) -> tuple[int, int]:
+    side = cfg.encoder if site == "encoder_self" else cfg.decoder
+    return side.attention_heads, side.embed_dim
+
+
+def build_attention(cfg: Any, site: str) -> Optional[FastWeightAttention]:
+    """Build the fast weight attention of a site, or return ``None`` where softmax stands.
+
+    Raises:
+        ValueError: if the variant is not valid there.
+    """
+    config = site_config(cfg, site)
+    if config is None:
+        return None
+    heads, dim = _shape(cfg, site)
+    mixer = FastWeightMixer(dim // heads, config, site)
+    options = {"q_noise": cfg.quant_noise.pq, "qn_block_size": cfg.quant_noise.pq_block_size}
+    if site == "cross":
+        return FastWeightCrossAttention(
+            dim, heads, mixer, kv_dim=cfg.encoder.embed_dim, **options
+        )
+    return FastWeightSelfAttention(dim, heads, mixer, causal=site == "decoder_self", **options)
+
+
+class FWMTransformerEncoderLayer(TransformerEncoderLayerBase):
+    """fairseq's encoder layer; self-attention by ``--fwm-encoder-self``."""
+
+    def build_self_attention(self, embed_dim: int, cfg: Any) -> nn.Module:
+        """Build the module at the site; fairseq's own for softmax."""
+        ours = build_attention(cfg, "encoder_self")
+        return ours if ours is not None else super().build_self_attention(embed_dim, cfg)
+
+
+class FWMTransformerDecoderLayer(TransformerDecoderLayerBase):
+    """fairseq's decoder layer; ``--fwm-decoder-self`` and ``--fwm-cross``."""
+
+    def build_self_attention(self, embed_dim: int, cfg: Any, **kwargs: Any) -> nn.Module:
+        """Build the module at the site; fairseq's own for softmax."""
+        ours = build_attention(cfg, "decoder_self")
+        if ours is not None:
+            return ours
+        return super().build_self_attention(embed_dim, cfg, **kwargs)
+
+    def build_encoder_attention(self, embed_dim: int, cfg: Any) -> nn.Module:
+        """Build the module at the site; fairseq's own for softmax."""
+        ours = build_attention(cfg, "cross")
+        return ours if ours is not None else super().build_encoder_attention(embed_dim, cfg)
+
+
+def wrap_layer(layer: nn.Module, cfg: Any) -> nn.Module:
+    """Apply activation checkpointing and FSDP to a layer as fairseq's builders do."""
+    if cfg.checkpoint_activations:
+        layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
+    # A checkpointed layer is wrapped whatever its size.
+    min_params = 0 if cfg.checkpoint_activations else cfg.min_params_to_wrap
+    return fsdp_wrap(layer, min_num_params=min_params)

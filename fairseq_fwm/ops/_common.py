@@ -1,0 +1,110 @@
+"""What every op shares: accumulation dtype, argument checks, the write mask."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+
+def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
+    """Return the dtype of state and arithmetic: fp64 if any input is fp64, else fp32."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def check_sequence(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Optional[Tensor] = None,
+    state: Optional[Tensor] = None,
+    write_mask: Optional[Tensor] = None,
+    key_features: Optional[int] = None,
+) -> None:
+    """Check the shapes of a sequence op.
+
+    Args:
+        q, k, v, beta, state, write_mask: as in the legend of :mod:`fairseq_fwm.ops`.
+        key_features: K of the state, where it differs from that of ``k`` (feature map in the op).
+
+    Raises:
+        ValueError: naming the argument, what was wanted and what was found.
+    """
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.dim() != 4:
+            _fail(name, "(N, H, T, features)", tensor)
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} must be floating point, found {tensor.dtype}")
+    if q.shape != k.shape:
+        raise ValueError(
+            f"q and k must have the same shape (N, H, T, K), found q {tuple(q.shape)} "
+            f"and k {tuple(k.shape)}"
+        )
+    if v.shape[:3] != k.shape[:3]:
+        raise ValueError(
+            f"v must be (N, H, T, V) with the N, H, T of k {tuple(k.shape[:3])}, "
+            f"found v {tuple(v.shape)}"
+        )
+    n, h, t, key_dim = k.shape
+    if beta is not None and beta.shape != (n, h, t):
+        _fail("beta", f"(N, H, T) = {(n, h, t)}", beta)
+    if state is not None:
+        wanted = (n, h, key_features or key_dim, v.shape[-1])
+        if state.shape != wanted:
+            _fail("state", f"(N, H, K, V) = {wanted}", state)
+    if write_mask is not None:
+        if write_mask.shape != (n, t):
+            _fail("write_mask", f"(N, T) = {(n, t)}", write_mask)
+        if write_mask.dtype != torch.bool:
+            raise ValueError(
+                f"write_mask must be bool (True: this position writes), found {write_mask.dtype}"
+            )
+
+
+def _fail(name: str, wanted: str, tensor: Tensor) -> None:
+    raise ValueError(f"{name} must have shape {wanted}, found {tuple(tensor.shape)}")
+
+
+def mask_writes(write_mask: Optional[Tensor], *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Zero what masked positions would write.
+
+    ``masked_fill`` and not a product: garbage at a padded position (inf, NaN) must not get in.
+
+    Args:
+        write_mask: ``(N, T)`` bool, True where a position writes; ``None`` masks nothing.
+        tensors: ``(N, H, T)`` or ``(N, H, T, features)``.
+    """
+    if write_mask is None:
+        return tensors
+    hidden = ~write_mask[:, None, :]
+    return tuple(
+        x.masked_fill(hidden if x.dim() == 3 else hidden.unsqueeze(-1), 0.0) for x in tensors
+    )
+
+
+def initial_state(k: Tensor, v: Tensor, state: Optional[Tensor], dtype: torch.dtype) -> Tensor:
+    """Return ``state`` in the accumulation dtype, or zeros ``(N, H, K, V)``."""
+    if state is not None:
+        return state.to(dtype)
+    return torch.zeros(*k.shape[:2], k.shape[-1], v.shape[-1], dtype=dtype, device=k.device)
+
+
+def no_autocast(function: Callable) -> Callable:
+    """Run ``function`` outside autocast, which would round the state's products to half precision.
+
+    The device is that of the first tensor argument.
+    """
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        device = next(x.device.type for x in args if isinstance(x, Tensor))
+        if not torch.is_autocast_enabled(device):
+            return function(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return function(*args, **kwargs)
+
+    return wrapper

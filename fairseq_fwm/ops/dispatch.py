@@ -1,0 +1,58 @@
+"""Which implementation runs, chosen in one place and never silently slow."""
+
+import functools
+import logging
+
+import torch
+
+from fairseq_fwm.ops import library
+
+logger = logging.getLogger(__name__)
+
+IMPLS = ("auto", "reference", "chunked", "cpu", "cuda")
+_BUILD = "pip install --no-build-isolation -e ."
+
+
+def resolve_impl(impl: str, op: str, device: torch.device) -> str:
+    """Return the implementation that runs: ``reference``, ``chunked``, ``cpu`` or ``cuda``.
+
+    Args:
+        impl: one of :data:`IMPLS`.  ``auto`` takes the compiled kernel of the device if there is
+            one and the chunked PyTorch form otherwise, and logs once which.
+        op: name of the op, ``causal_sum_fwd`` or ``causal_delta_fwd``.
+        device: where the tensors are.
+
+    Raises:
+        ValueError: if ``impl`` is unknown, or a kernel is asked for on another device's tensors.
+        RuntimeError: if a compiled kernel is asked for and is not there.
+    """
+    if impl not in IMPLS:
+        raise ValueError(f"unknown impl {impl!r}: choose one of {', '.join(IMPLS)}")
+    if impl in ("reference", "chunked"):
+        return impl
+    if impl == "auto":
+        chosen = device.type if library.has_kernel(op, device.type) else "chunked"
+        _log_once(op, device.type, chosen)
+        return chosen
+    if device.type != impl:
+        raise ValueError(f"impl={impl!r} needs tensors on {impl}, found {device}")
+    if not library.has_kernel(op, impl):
+        raise RuntimeError(
+            f"impl={impl!r} was asked for, but fwm::{op} has no compiled {impl} kernel "
+            f"({library.missing_reason()}). Build it with '{_BUILD}', see "
+            "'python -m fairseq_fwm.doctor', or use impl='auto'."
+        )
+    return impl
+
+
+@functools.cache
+def _log_once(op: str, device: str, chosen: str) -> None:
+    if chosen == "chunked":
+        logger.info(
+            "fwm::%s on %s: no compiled kernel, the chunked PyTorch form runs "
+            "('python -m fairseq_fwm.doctor' says what to do)",
+            op,
+            device,
+        )
+    else:
+        logger.info("fwm::%s on %s: compiled kernel", op, device)

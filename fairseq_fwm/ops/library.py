@@ -1,0 +1,149 @@
+"""The ops as ``torch.ops.fwm.*``: schemas, fake kernels, autograd, and where kernels plug in.
+
+C++ registers implementations only (``TORCH_LIBRARY_IMPL(fwm, CPU | CUDA, m)`` in the compiled
+module ``fairseq_fwm._C``). Without it the chunked PyTorch form below answers, so the ops always
+exist, trace with fake tensors and differentiate.
+
+``final_state`` is an empty tensor unless ``output_final_state``: fixed arity, no optional outputs.
+"""
+
+import importlib.util
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+from fairseq_fwm.ops._common import accumulation_dtype, mask_writes
+from fairseq_fwm.ops.chunked import causal_delta_chunked, causal_sum_chunked
+
+_STATE_ARGS = "Tensor? state, Tensor? write_mask, bool output_final_state"
+SCHEMAS = {
+    "causal_sum_fwd": f"(Tensor q, Tensor k, Tensor v, {_STATE_ARGS}) -> (Tensor, Tensor)",
+    "causal_delta_fwd": (
+        f"(Tensor q, Tensor k, Tensor v, Tensor beta, {_STATE_ARGS}) -> (Tensor, Tensor)"
+    ),
+}
+
+
+def causal_sum_fwd(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: Optional[Tensor],
+    write_mask: Optional[Tensor],
+    output_final_state: bool,
+) -> tuple[Tensor, Tensor]:
+    """Run the chunked sum rule on tensors of any dtype, masked here."""
+    dtype = accumulation_dtype(q, k, v)
+    masked = mask_writes(write_mask, k, v)
+    sequence = [x.to(dtype) for x in (q, *masked)]
+    S = None if state is None else state.to(dtype)
+    y, final = causal_sum_chunked(*sequence, S, output_final_state)
+    return y.to(v.dtype), _owned(final, q, dtype)
+
+
+def causal_delta_fwd(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    state: Optional[Tensor],
+    write_mask: Optional[Tensor],
+    output_final_state: bool,
+) -> tuple[Tensor, Tensor]:
+    """Run the chunked delta rule on tensors of any dtype, masked here."""
+    dtype = accumulation_dtype(q, k, v)
+    masked = mask_writes(write_mask, k, v, beta)
+    sequence = [x.to(dtype) for x in (q, *masked)]
+    S = None if state is None else state.to(dtype)
+    y, final = causal_delta_chunked(*sequence, S, output_final_state)
+    return y.to(v.dtype), _owned(final, q, dtype)
+
+
+def _owned(final: Optional[Tensor], q: Tensor, dtype: torch.dtype) -> Tensor:
+    return q.new_empty(0, dtype=dtype) if final is None else final
+
+
+def _fake(*args: Any) -> tuple[Tensor, Tensor]:
+    q, k, v, output_final_state = args[0], args[1], args[2], args[-1]
+    dtype = accumulation_dtype(q, k, v)
+    shape = (*k.shape[:2], k.shape[-1], v.shape[-1]) if output_final_state else (0,)
+    return torch.empty_like(v, memory_format=torch.contiguous_format), q.new_empty(
+        shape, dtype=dtype
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    ctx.output_final_state = inputs[-1]
+    ctx.save_for_backward(*inputs[:-1])
+
+
+def _recomputing_backward(forward: Any) -> Any:
+    """Differentiate a chunked form by running it again; kernels bring backwards of their own."""
+
+    def backward(ctx: Any, grad_y: Tensor, grad_final: Tensor) -> tuple:
+        saved = ctx.saved_tensors
+        with torch.enable_grad():
+            leaves = [
+                x.detach().requires_grad_(needed) if x is not None and needed else x
+                for x, needed in zip(saved, ctx.needs_input_grad, strict=False)
+            ]
+            outputs = forward(*leaves, ctx.output_final_state)
+        wanted = [i for i, needed in enumerate(ctx.needs_input_grad) if needed]
+        pairs = [(outputs[0], grad_y)]
+        if ctx.output_final_state:
+            pairs.append((outputs[1], grad_final))
+        found = torch.autograd.grad(
+            [out for out, _ in pairs], [leaves[i] for i in wanted], [g for _, g in pairs]
+        )
+        grads: list[Optional[Tensor]] = [None] * (len(saved) + 1)
+        for i, grad in zip(wanted, found, strict=True):
+            grads[i] = grad
+        return tuple(grads)
+
+    return backward
+
+
+def has_kernel(op: str, device_type: str) -> bool:
+    """Return whether the compiled module registered a kernel for ``fwm::op`` on the device."""
+    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device_type)
+    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"fwm::{op}", key)
+
+
+def missing_reason() -> str:
+    """Say in a few words why there is no compiled kernel."""
+    if importlib.util.find_spec("fairseq_fwm._C") is None:
+        return "the extension fairseq_fwm._C is not built"
+    return _load_error or "the extension fairseq_fwm._C was built without it"
+
+
+def _register() -> None:
+    library = torch.library.Library("fwm", "DEF")
+    for name, forward in (
+        ("causal_sum_fwd", causal_sum_fwd),
+        ("causal_delta_fwd", causal_delta_fwd),
+    ):
+        library.define(name + SCHEMAS[name])
+        library.impl(name, forward, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"fwm::{name}", _fake, lib=library)
+        torch.library.register_autograd(
+            f"fwm::{name}",
+            _recomputing_backward(forward),
+            setup_context=_setup_context,
+            lib=library,
+        )
+    globals()["_library"] = library  # registrations live as long as this object
+
+
+def _load_extension() -> Optional[str]:
+    if importlib.util.find_spec("fairseq_fwm._C") is None:
+        return None
+    try:
+        importlib.import_module("fairseq_fwm._C")
+    except ImportError as error:
+        return f"fairseq_fwm._C does not load: {error}"
+    return None
+
+
+_register()
+_load_error = _load_extension()
