@@ -181,7 +181,9 @@ def paired_bootstrap(
     )  # fmt: skip
     _, scores = test()
     first, second = scores["BLEU"]
-    return first.score, second.score, second.p_value
+    # sacreBLEU counts only differences above the observed one: of equals it would find none.
+    p_value = 1.0 if first.score == second.score else second.p_value
+    return first.score, second.score, p_value
 
 
 def bootstrap_rows(

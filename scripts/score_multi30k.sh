@@ -48,9 +48,10 @@ if [[ $run/gen.out -nt $run/average.pt ]]; then
   say "translating: already done"
 else
   say "translating test 2016"
+  # The batch size multiple: fairseq drops a last batch that is no multiple of it (default 8).
   fairseq-generate "$data" -s en -t de --user-dir "$root/fairseq_fwm" \
     --path "$run/average.pt" --gen-subset test --beam 5 --remove-bpe --batch-size 128 \
-    --log-format simple --log-interval 1 2>&1 >"$run/.gen.out.tmp" | tee "$run/gen.log"
+    --required-batch-size-multiple 1 --log-format simple --log-interval 1 2>&1 >"$run/.gen.out.tmp" | tee "$run/gen.log"
   mv "$run/.gen.out.tmp" "$run/gen.out"
 fi
 python "$root/scripts/multi30k_run.py" score "$run" --data "$data"
