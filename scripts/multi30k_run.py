@@ -164,11 +164,8 @@ def parse_train_log(log: str) -> dict[str, Any]:
     for line in re.findall(r"\| train_inner \| (.*)", log):
         values = dict(re.findall(r"(\w+)=([^,\s]+)", line))
         inner[int(values["num_updates"])] = values
-    words = seconds = previous = 0.0
-    for updates, values in sorted(inner.items()):
-        words += float(values["wpb"]) * (updates - previous)
-        seconds += float(values["train_wall"])
-        previous = updates
+    seconds = sum(float(values["train_wall"]) for values in inner.values())
+    words = sum(float(values["wps"]) * float(values["train_wall"]) for values in inner.values())
     valid = {}
     for line in re.findall(r"\| valid \| (.*)", log):
         values = dict(re.findall(r"(\w+) ([\d.]+)(?= \||$)", line))

@@ -51,7 +51,8 @@ else
   # The batch size multiple: fairseq drops a last batch that is no multiple of it (default 8).
   fairseq-generate "$data" -s en -t de --user-dir "$root/fairseq_fwm" \
     --path "$run/average.pt" --gen-subset test --beam 5 --remove-bpe --batch-size 128 \
-    --required-batch-size-multiple 1 --log-format simple --log-interval 1 2>&1 >"$run/.gen.out.tmp" | tee "$run/gen.log"
+    --required-batch-size-multiple 1 --log-format simple --log-interval 1 \
+    2>&1 >"$run/.gen.out.tmp" | tee "$run/gen.log"
   mv "$run/.gen.out.tmp" "$run/gen.out"
 fi
 python "$root/scripts/multi30k_run.py" score "$run" --data "$data"

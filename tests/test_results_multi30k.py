@@ -31,10 +31,10 @@ def script(name, *arguments):
     )
 
 
-def inner(updates, wpb, wall, train_wall):
+def inner(updates, wps, wall, train_wall):
     return (
         f"2026-01-01 00:00:00 | INFO | train_inner | epoch 001:     50 / 124 loss=9.1, "
-        f"nll_loss=8.4, ppl=346.2, wps=1845.6, ups=0.53, wpb={wpb}, bsz=242.7, "
+        f"nll_loss=8.4, ppl=346.2, wps={wps}, ups=0.53, wpb=3489, bsz=242.7, "
         f"num_updates={updates}, lr=0.0002, gnorm=2.011, train_wall={train_wall}, wall={wall}\n"
     )
 
@@ -50,17 +50,17 @@ def valid(updates, loss, nll):
 def test_train_log_of_a_resumed_run():
     log = (
         "| INFO | fairseq_cli.train | num. shared model params: 2,568,192 (num. trained: 2)\n"
-        + inner(50, 3000, 60, 50)
-        + inner(100, 4000, 120, 55)
+        + inner(50, 60.5, 60, 50)
+        + inner(100, 70, 120, 55)
         + valid(100, 4.0, 3.5)
         + inner(150, 9999, 180, 99)  # lost: the run was stopped before it was saved
-        + inner(150, 3500, 61, 45)
+        + inner(150, 80, 61, 45)
         + valid(150, 3.0, 2.5)
         + valid(200, 3.2, 2.4)
     )
     assert record.parse_train_log(log) == {
         "train_seconds": 150.0,
-        "words_per_second": 3500.0,
+        "words_per_second": 69.8,
         "parameters": 2568192,
         "last_valid": {"loss": 3.2, "nll_loss": 2.4, "updates": 200},
         "best_valid": {"loss": 3.0, "nll_loss": 2.5, "updates": 150},
