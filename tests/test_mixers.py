@@ -17,6 +17,7 @@ from fairseq_fwm.mixers import (
 )
 
 CAUSAL = pytest.mark.parametrize("config", valid_configs(), ids=label)
+DEFAULTS = [FastWeightConfig(r, f, nu=2, m=8) for r in UPDATE_RULES for f in FEATURE_MAPS]
 D = 6
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 
@@ -59,9 +60,15 @@ def test_whole_equals_steps_equals_segments(config, dtype):
                 assert_close(name, getattr(found, name), value, TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("t", [1, 2, 3, 31, 63, 100])
+LENGTHS = [(c, t) for c in DEFAULTS for t in (1, 2, 3, 31, 63, 100)] + [
+    (c, 13) for c in valid_configs()
+]
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@CAUSAL
+@pytest.mark.parametrize(
+    "config,t", LENGTHS, ids=lambda x: str(x) if isinstance(x, int) else label(x)
+)
 def test_chunked_equals_reference_with_gradients(config, dtype, t):
     results = []
     for impl in ("reference", "chunked"):

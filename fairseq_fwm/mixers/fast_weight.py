@@ -11,6 +11,7 @@ from fairseq_fwm.mixers.base import Mixer
 from fairseq_fwm.mixers.rules import UPDATE_RULES
 from fairseq_fwm.mixers.validity import FastWeightConfig, why_invalid
 from fairseq_fwm.ops._common import accumulation_dtype, mask_writes, no_autocast
+from fairseq_fwm.ops.dispatch import require_impl
 from fairseq_fwm.ops.features import sum_normalize
 
 ATTN_NORM_EPS = 1e-5
@@ -42,6 +43,7 @@ class FastWeightMixer(Mixer):
 
     Raises:
         ValueError: if the variant is not valid at the site, with the reason.
+        RuntimeError: if ``config.impl`` names a compiled kernel that is not there.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class FastWeightMixer(Mixer):
             raise ValueError(
                 f"{config.feature_map} features with the {config.rule} rule at {site}: {reason}"
             )
+        require_impl(config.impl, f"causal_{config.rule}_fwd")
         self.config = config
         self.rule = UPDATE_RULES[config.rule]
         self.sum_norm, self.attn_norm = config.resolved

@@ -103,13 +103,6 @@ class FastWeightAttention(nn.Module):
             self._set_input_buffer(incremental_state, reordered)
         return incremental_state
 
-    def _refuse_weights(self, need_head_weights: bool) -> None:
-        if need_head_weights:
-            raise ValueError(
-                "fast weight attention has no attention weights per source position; what needs "
-                "them (alignment, --print-alignment, --replace-unk) needs softmax at this site"
-            )
-
 
 class FastWeightSelfAttention(FastWeightAttention):
     """Self-attention through a mixer; one fused projection, laid out per head.
@@ -148,16 +141,15 @@ class FastWeightSelfAttention(FastWeightAttention):
             key_padding_mask: ``(N, T)``, True at padding, which writes nothing.
             incremental_state: fairseq's; the fast weights go on from what is in it.
             attn_mask: causal for a causal site, ``None`` for another.
-            need_weights, static_kv, before_softmax: without effect.
-            need_head_weights: refused.
+            need_weights, need_head_weights, static_kv, before_softmax: without effect (fairseq's
+                decoder asks its last layer for weights whether anyone wants them or not).
 
         Returns:
             ``(T, N, C)`` and ``None`` in place of attention weights.
 
         Raises:
-            ValueError: for a mask that is not causal or if weights per head are asked for.
+            ValueError: for a mask that is not causal.
         """
-        self._refuse_weights(need_head_weights)
         self._check_mask(attn_mask, query.shape[0], incremental_state)
         mask = None if key_padding_mask is None else ~key_padding_mask.bool()
         projected = self._to_heads(self.in_proj(query))
@@ -249,16 +241,15 @@ class FastWeightCrossAttention(FastWeightAttention):
             key_padding_mask: ``(N, S)``, True at padding, which writes nothing.
             incremental_state: fairseq's; keeps the written source.
             attn_mask: must be ``None``.
-            need_weights, static_kv, before_softmax: without effect.
-            need_head_weights: refused.
+            need_weights, need_head_weights, static_kv, before_softmax: without effect (fairseq's
+                decoder asks its last layer for weights whether anyone wants them or not).
 
         Returns:
             ``(T, N, C)`` and ``None`` in place of attention weights.
 
         Raises:
-            ValueError: if there is a mask other than for padding, or weights are asked for.
+            ValueError: if there is a mask other than for padding.
         """
-        self._refuse_weights(need_head_weights)
         if attn_mask is not None:
             raise ValueError("fast weight cross-attention takes no attn_mask")
         state = None if incremental_state is None else self._load_state(incremental_state)

@@ -34,15 +34,24 @@ def resolve_impl(impl: str, op: str, device: torch.device) -> str:
         chosen = device.type if library.has_kernel(op, device.type) else "chunked"
         _log_once(op, device.type, chosen)
         return chosen
+    require_impl(impl, op)
     if device.type != impl:
         raise ValueError(f"impl={impl!r} needs tensors on {impl}, found {device}")
-    if not library.has_kernel(op, impl):
+    return impl
+
+
+def require_impl(impl: str, op: str) -> None:
+    """Check that an implementation asked for by name exists, before anything is computed.
+
+    Raises:
+        RuntimeError: if it is a compiled kernel that is not there.
+    """
+    if impl in ("cpu", "cuda") and not library.has_kernel(op, impl):
         raise RuntimeError(
             f"impl={impl!r} was asked for, but fwm::{op} has no compiled {impl} kernel "
             f"({library.missing_reason()}). Build it with '{_BUILD}', see "
             "'python -m fairseq_fwm.doctor', or use impl='auto'."
         )
-    return impl
 
 
 @functools.cache
