@@ -6,7 +6,6 @@ it then appears in ``--fwm-feature-map``, in the validity matrix and in the test
 
 import math
 from collections.abc import Callable
-from typing import Optional
 
 import torch
 from torch import Tensor, nn
@@ -212,9 +211,7 @@ class FavorFeatureMap(FeatureMap):
     # exp of it, squared and summed over thousands of positions, still fits fp32.
     MAX_EXPONENT = 40.0
 
-    def __init__(
-        self, head_dim: int, m: int = 64, variant: str = "stable", seed: int = 0
-    ) -> None:
+    def __init__(self, head_dim: int, m: int = 64, variant: str = "stable", seed: int = 0) -> None:
         if m < 1:
             raise ValueError(f"favor: m must be at least 1, found {m}")
         if variant not in self.VARIANTS:
@@ -230,7 +227,7 @@ class FavorFeatureMap(FeatureMap):
     def seed_draws(self, seed: int) -> None:
         """Start the stream of draws over from ``seed``."""
         self.seed = seed
-        self._drawn_for: Optional[int] = None
+        self._drawn_for: int | None = None
         self.projection.copy_(self._draw(0))
         self.resample(0)
 

@@ -14,12 +14,12 @@ MODEL = (
     "--arch fwm_transformer_tiny --encoder-layers 1 --decoder-layers 2 --encoder-embed-dim 16 "
     "--decoder-embed-dim 16 --encoder-ffn-embed-dim 16 --decoder-ffn-embed-dim 16 "
     "--encoder-attention-heads 2 --decoder-attention-heads 2 --share-all-embeddings"
-).split()
+)
 TRAIN = (
     "-s en -t de --optimizer adam --lr 0.01 --criterion label_smoothed_cross_entropy "
     "--max-tokens 400 --num-workers 0 --seed 1 --log-format simple --log-interval 1 "
     "--required-batch-size-multiple 1"
-).split()
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +42,14 @@ def data(tmp_path_factory, run):
 def train(run, root, data, save_dir, *flags, status=0):
     return run(
         *("-m", "fairseq_cli.train", data, "--user-dir", root / "fairseq_fwm"),
-        *("--save-dir", save_dir, *MODEL, *TRAIN, *flags),
+        *("--save-dir", save_dir, *MODEL.split(), *TRAIN.split(), *flags),
         status=status,
     )
 
 
 VARIANTS = {
-    "default": [],
-    "everywhere": "--fwm-encoder-self delta --fwm-cross sum --fwm-feature-map favor".split(),
+    "default": "",
+    "everywhere": "--fwm-encoder-self delta --fwm-cross sum --fwm-feature-map favor",
 }
 
 
@@ -57,7 +57,7 @@ VARIANTS = {
 def trained(request, data, run, root, tmp_path_factory):
     """A model trained for two epochs; the folder of its checkpoints."""
     folder = tmp_path_factory.mktemp(request.param)
-    train(run, root, data, folder, "--max-epoch", 2, *VARIANTS[request.param])
+    train(run, root, data, folder, "--max-epoch", 2, *VARIANTS[request.param].split())
     return folder
 
 
@@ -71,7 +71,7 @@ def test_a_resumed_run_goes_on_like_the_uninterrupted_one(
     trained, data, run, root, tmp_path, request
 ):
     """To the third digit: fairseq itself, softmax included, resumes no more exactly than that."""
-    flags = VARIANTS[request.node.callspec.params["trained"]]
+    flags = VARIANTS[request.node.callspec.params["trained"]].split()
     shutil.copy(trained / "checkpoint2.pt", tmp_path / "checkpoint_last.pt")
     resumed = losses(train(run, root, data, tmp_path, "--max-epoch", 3, *flags).stdout)
     whole = losses(train(run, root, data, tmp_path / "whole", "--max-epoch", 3, *flags).stdout)

@@ -1,4 +1,4 @@
-"""fwm_transformer inside fairseq: stock with softmax, right under beam search, clear when wrong."""
+"""fwm_transformer in fairseq: stock with softmax, right under beam search, clear if wrong."""
 
 import argparse
 
@@ -213,7 +213,7 @@ def test_layers_of_one_model_draw_different_random_features():
 @pytest.mark.parametrize(
     "flags,reason",
     [
-        ({"fwm_feature_map": "tanh", "fwm_sum_norm": "on"}, "--fwm-decoder-self delta.*can be zero"),
+        ({"fwm_feature_map": "tanh", "fwm_sum_norm": "on"}, "--fwm-decoder-self .*can be zero"),
         ({"fwm_cross": "sum", "fwm_attn_norm": "full"}, "--fwm-cross sum.*retrieves nothing"),
         ({"fwm_dpfp_nu": 0}, "nu must be between 1 and 2 \\* head_dim - 1 = 15"),
         ({"fwm_dpfp_nu": 16}, "found 16"),
@@ -264,9 +264,8 @@ def test_architectures(arch):
     ARCH_CONFIG_REGISTRY[arch](args)
     assert vars(args) == first, "fairseq runs architecture functions twice"
     for side in ("encoder", "decoder"):
-        shape = tuple(
-            first[f"{side}_{x}"] for x in ("layers", "embed_dim", "ffn_embed_dim", "attention_heads")
-        )
+        names = ("layers", "embed_dim", "ffn_embed_dim", "attention_heads")
+        shape = tuple(first[f"{side}_{name}"] for name in names)
         assert shape == SHAPES[arch]
     assert first["fwm_decoder_self"] == "delta" and first["fwm_feature_map"] == "dpfp"
     assert first["fwm_encoder_self"] == first["fwm_cross"] == "softmax"

@@ -38,7 +38,7 @@ class Mixer(nn.Module):
         self,
         projected: Tensor,
         state: Optional[NamedTuple] = None,
-        mask: Optional[Tensor] = None,
+        mask: Tensor | None = None,
         output_final_state: bool = False,
     ) -> tuple[Tensor, Optional[NamedTuple]]:
         """Process a sequence.
@@ -50,12 +50,12 @@ class Mixer(nn.Module):
             output_final_state: return the state after the last step.
 
         Returns:
-            y ``(N, H, T, value_dim)`` in the dtype of ``projected`` and the final state or ``None``.
+            y ``(N, H, T, value_dim)`` in the dtype of ``projected``; the final state or ``None``.
         """
         raise NotImplementedError
 
     def step(
-        self, projected: Tensor, state: NamedTuple, mask: Optional[Tensor] = None
+        self, projected: Tensor, state: NamedTuple, mask: Tensor | None = None
     ) -> tuple[Tensor, NamedTuple]:
         """Process one position.
 

@@ -1,6 +1,6 @@
 """Fast weight attention: feature map x update rule x normalisations."""
 
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class FastWeightState(NamedTuple):
     """
 
     weights: Tensor
-    normalizer: Optional[Tensor]
+    normalizer: Tensor | None
 
 
 class FastWeightMixer(Mixer):
@@ -93,10 +93,10 @@ class FastWeightMixer(Mixer):
     def forward(
         self,
         projected: Tensor,
-        state: Optional[FastWeightState] = None,
-        mask: Optional[Tensor] = None,
+        state: FastWeightState | None = None,
+        mask: Tensor | None = None,
         output_final_state: bool = False,
-    ) -> tuple[Tensor, Optional[FastWeightState]]:
+    ) -> tuple[Tensor, FastWeightState | None]:
         """Process a sequence; see the base class."""
         q, k, v, beta = self._split(projected)
         z_before, z = self._normalizers(k, state, mask)
@@ -118,7 +118,7 @@ class FastWeightMixer(Mixer):
 
     @no_autocast
     def step(
-        self, projected: Tensor, state: FastWeightState, mask: Optional[Tensor] = None
+        self, projected: Tensor, state: FastWeightState, mask: Tensor | None = None
     ) -> tuple[Tensor, FastWeightState]:
         """Process one position; see the base class."""
         q, k, v, beta = self._split(projected)
@@ -131,7 +131,7 @@ class FastWeightMixer(Mixer):
         return y, FastWeightState(weights, z)
 
     @no_autocast
-    def forward_noncausal(self, projected: Tensor, mask: Optional[Tensor] = None) -> Tensor:
+    def forward_noncausal(self, projected: Tensor, mask: Tensor | None = None) -> Tensor:
         """Process a sequence in which every position sees all others (encoder self-attention).
 
         A rule whose writes commute writes everything, then reads. Any other runs once in each
@@ -153,7 +153,7 @@ class FastWeightMixer(Mixer):
         return (ahead + back.flip(2)) / 2
 
     @no_autocast
-    def write(self, projected: Tensor, mask: Optional[Tensor] = None) -> FastWeightState:
+    def write(self, projected: Tensor, mask: Tensor | None = None) -> FastWeightState:
         """Write a whole sequence of k | v with the sum rule.
 
         Args:
@@ -177,7 +177,7 @@ class FastWeightMixer(Mixer):
     def _wide(self, x: Tensor) -> Tensor:
         return x.to(accumulation_dtype(x))
 
-    def _split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor, Optional[Tensor]]:
+    def _split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         d = self.head_dim
         x = self._wide(projected)
         q, k, v = x[..., :d], x[..., d : 2 * d], x[..., 2 * d : 3 * d]
@@ -194,8 +194,8 @@ class FastWeightMixer(Mixer):
         return sum_normalize(features) if self.sum_norm else features
 
     def _normalizers(
-        self, k: Tensor, state: Optional[FastWeightState], mask: Optional[Tensor]
-    ) -> tuple[Optional[Tensor], Optional[Tensor]]:
+        self, k: Tensor, state: FastWeightState | None, mask: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Return z_{t-1} and z_t for every t, ``(N, H, T, K)`` each."""
         if self.attn_norm == "none":
             return None, None
@@ -204,13 +204,13 @@ class FastWeightMixer(Mixer):
         return torch.cat((z_0.unsqueeze(2), z[:, :, :-1]), 2), z
 
     def _scale_retrieval(
-        self, k: Tensor, beta: Optional[Tensor], z_before: Optional[Tensor]
-    ) -> tuple[Tensor, Optional[Tensor]]:
+        self, k: Tensor, beta: Tensor | None, z_before: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Fold the normalisation of the retrieved value into key and write strength.
 
         With kappa_t = z_{t-1}.k_t, the delta rule on k / kappa and beta * kappa retrieves
-        S^T k / kappa and writes k (x) beta (v - that): Eqs. 26-28 of arXiv 2102.11174. Where nothing
-        was written yet S is zero and any kappa will do.
+        S^T k / kappa and writes k (x) beta (v - that): Eqs. 26-28 of arXiv 2102.11174. Where
+        nothing was written yet S is zero and any kappa will do.
         """
         if self.attn_norm != "full":
             return k, beta
@@ -218,7 +218,7 @@ class FastWeightMixer(Mixer):
         kappa = torch.where((z_before == 0).all(-1), 1.0, kappa)
         return k / kappa.unsqueeze(-1), beta * kappa
 
-    def _normalize_output(self, y: Tensor, q: Tensor, z: Optional[Tensor]) -> Tensor:
+    def _normalize_output(self, y: Tensor, q: Tensor, z: Tensor | None) -> Tensor:
         if z is not None:
             y = y / ((z * q).sum(-1, keepdim=True) + ATTN_NORM_EPS)
         return y if self.config.scale == 1.0 else y * self.config.scale

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Optional
 
 from torch import Tensor
 
@@ -28,7 +27,7 @@ class UpdateRule:
 
     name: str
     uses_beta: bool
-    sequence: Callable[..., tuple[Tensor, Optional[Tensor]]]
+    sequence: Callable[..., tuple[Tensor, Tensor | None]]
     step: Callable[..., tuple[Tensor, Tensor]]
     sites: tuple[str, ...]
     order_free: bool

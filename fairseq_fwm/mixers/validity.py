@@ -1,7 +1,6 @@
 """Which combinations are valid, in one place: the code refuses the rest, the README prints it."""
 
 from dataclasses import dataclass
-from typing import Optional
 
 from fairseq_fwm.feature_maps import FEATURE_MAPS
 from fairseq_fwm.mixers.rules import UPDATE_RULES
@@ -30,8 +29,8 @@ class FastWeightConfig:
 
     rule: str
     feature_map: str
-    sum_norm: Optional[bool] = None
-    attn_norm: Optional[str] = None
+    sum_norm: bool | None = None
+    attn_norm: str | None = None
     scale: float = 1.0
     nu: int = 1
     m: int = 64
@@ -56,7 +55,7 @@ class FastWeightConfig:
         return sum_norm, attn_norm
 
 
-def why_invalid(config: FastWeightConfig, site: str = "decoder_self") -> Optional[str]:
+def why_invalid(config: FastWeightConfig, site: str = "decoder_self") -> str | None:
     """Return why a combination is refused at a site, or ``None`` if it is valid."""
     if config.rule not in UPDATE_RULES:
         return f"unknown update rule {config.rule!r}: choose one of {', '.join(UPDATE_RULES)}"
@@ -81,8 +80,8 @@ def why_invalid(config: FastWeightConfig, site: str = "decoder_self") -> Optiona
         return f"{config.feature_map} sums to one already: switch sum normalisation off"
     if attn_norm != "none" and not cls.positive:
         return (
-            f"attention normalisation divides by z.q, which can be zero with {config.feature_map}: "
-            "use 'none'"
+            f"attention normalisation divides by z.q, which can be zero with "
+            f"{config.feature_map}: use 'none'"
         )
     if attn_norm == "full" and not rule.uses_beta:
         return f"the {rule.name} rule retrieves nothing before it writes: use 'output' or 'none'"

@@ -170,16 +170,13 @@ class FWMTransformerModel(TransformerModelBase):
         Raises:
             ValueError: if alignments are wanted of a cross-attention that has none.
         """
-        wanted = [
-            flag
-            for flag, name in (("--print-alignment", "print_alignment"), ("--replace-unk", "replace_unk"))
-            if getattr(cfg.generation, name, None) not in (None, False)
-        ]
+        flags = {"--print-alignment": "print_alignment", "--replace-unk": "replace_unk"}
+        wanted = [f for f, name in flags.items() if getattr(cfg.generation, name, None)]
         if wanted and str(self.cfg.fwm_cross) != SOFTMAX:
             raise ValueError(
-                f"{' and '.join(wanted)} need attention weights over the source, which fast weight "
-                f"cross-attention (--fwm-cross {self.cfg.fwm_cross}) does not have: generate "
-                "without, or train with --fwm-cross softmax"
+                f"{' and '.join(wanted)} need attention weights over the source, which fast "
+                f"weight cross-attention (--fwm-cross {self.cfg.fwm_cross}) does not have: "
+                "generate without, or train with --fwm-cross softmax"
             )
         super().prepare_for_inference_(cfg)
 

@@ -5,7 +5,6 @@ The layers of fairseq's transformer use them without knowing. fairseq's ``(T, N,
 """
 
 import math
-from typing import Dict, Optional, Tuple
 
 import torch
 from fairseq.incremental_decoding_utils import with_incremental_state
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from fairseq_fwm.mixers import FastWeightMixer, FastWeightState
 
-IncrementalState = Dict[str, Dict[str, Optional[Tensor]]]
+IncrementalState = dict[str, dict[str, Tensor | None]]
 
 
 @with_incremental_state
@@ -74,16 +73,16 @@ class FastWeightAttention(nn.Module):
         return self.out_proj(y.permute(2, 0, 1, 3).reshape(t, n, -1))
 
     def _get_input_buffer(
-        self, incremental_state: Optional[IncrementalState]
-    ) -> Dict[str, Optional[Tensor]]:
+        self, incremental_state: IncrementalState | None
+    ) -> dict[str, Tensor | None]:
         return self.get_incremental_state(incremental_state, "attn_state") or {}
 
     def _set_input_buffer(
-        self, incremental_state: IncrementalState, buffer: Dict[str, Optional[Tensor]]
-    ) -> Optional[IncrementalState]:
+        self, incremental_state: IncrementalState, buffer: dict[str, Tensor | None]
+    ) -> IncrementalState | None:
         return self.set_incremental_state(incremental_state, "attn_state", buffer)
 
-    def _load_state(self, incremental_state: IncrementalState) -> Optional[FastWeightState]:
+    def _load_state(self, incremental_state: IncrementalState) -> FastWeightState | None:
         buffer = self._get_input_buffer(incremental_state)
         if "weights" not in buffer:
             return None
@@ -118,21 +117,21 @@ class FastWeightSelfAttention(FastWeightAttention):
         outputs = self.num_heads * self.mixer.projection_size
         self.in_proj = self._linear(self.embed_dim, outputs)
         self._init_projection(self.in_proj, self.embed_dim)
-        self._verified_mask: Optional[Tuple[int, int, int]] = None
+        self._verified_mask: tuple[int, int, int] | None = None
 
     def forward(
         self,
         query: Tensor,
-        key: Optional[Tensor] = None,
-        value: Optional[Tensor] = None,
-        key_padding_mask: Optional[Tensor] = None,
-        incremental_state: Optional[IncrementalState] = None,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        key_padding_mask: Tensor | None = None,
+        incremental_state: IncrementalState | None = None,
         need_weights: bool = False,
         static_kv: bool = False,
-        attn_mask: Optional[Tensor] = None,
+        attn_mask: Tensor | None = None,
         before_softmax: bool = False,
         need_head_weights: bool = False,
-    ) -> Tuple[Tensor, Optional[Tensor]]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Attend.
 
         Args:
@@ -162,7 +161,7 @@ class FastWeightSelfAttention(FastWeightAttention):
         return self._from_heads(y), None
 
     def _continue(
-        self, projected: Tensor, mask: Optional[Tensor], incremental_state: IncrementalState
+        self, projected: Tensor, mask: Tensor | None, incremental_state: IncrementalState
     ) -> Tensor:
         state = self._load_state(incremental_state)
         if projected.shape[2] == 1 and state is not None:
@@ -176,9 +175,9 @@ class FastWeightSelfAttention(FastWeightAttention):
 
     def _check_mask(
         self,
-        attn_mask: Optional[Tensor],
+        attn_mask: Tensor | None,
         length: int,
-        incremental_state: Optional[IncrementalState],
+        incremental_state: IncrementalState | None,
     ) -> None:
         if attn_mask is None:
             if self.causal and incremental_state is None and length > 1:
@@ -222,16 +221,16 @@ class FastWeightCrossAttention(FastWeightAttention):
     def forward(
         self,
         query: Tensor,
-        key: Optional[Tensor] = None,
-        value: Optional[Tensor] = None,
-        key_padding_mask: Optional[Tensor] = None,
-        incremental_state: Optional[IncrementalState] = None,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        key_padding_mask: Tensor | None = None,
+        incremental_state: IncrementalState | None = None,
         need_weights: bool = False,
         static_kv: bool = False,
-        attn_mask: Optional[Tensor] = None,
+        attn_mask: Tensor | None = None,
         before_softmax: bool = False,
         need_head_weights: bool = False,
-    ) -> Tuple[Tensor, Optional[Tensor]]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Attend to the source.
 
         Args:

@@ -1,6 +1,6 @@
 """fairseq's transformer layers with the attention of each site chosen by the configuration."""
 
-from typing import Any, Optional
+from typing import Any
 
 from fairseq.distributed import fsdp_wrap
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
@@ -20,7 +20,7 @@ from fairseq_fwm.modules.attention import (
 SOFTMAX = "softmax"
 
 
-def site_config(cfg: Any, site: str) -> Optional[FastWeightConfig]:
+def site_config(cfg: Any, site: str) -> FastWeightConfig | None:
     """Return the fast weight variant at a site, or ``None`` where fairseq's softmax stands.
 
     Args:
@@ -50,7 +50,7 @@ def _shape(cfg: Any, site: str) -> tuple[int, int]:
     return side.attention_heads, side.embed_dim
 
 
-def build_attention(cfg: Any, site: str) -> Optional[FastWeightAttention]:
+def build_attention(cfg: Any, site: str) -> FastWeightAttention | None:
     """Build the fast weight attention of a site, or return ``None`` where softmax stands.
 
     Raises:
@@ -63,9 +63,7 @@ def build_attention(cfg: Any, site: str) -> Optional[FastWeightAttention]:
     mixer = FastWeightMixer(dim // heads, config, site)
     options = {"q_noise": cfg.quant_noise.pq, "qn_block_size": cfg.quant_noise.pq_block_size}
     if site == "cross":
-        return FastWeightCrossAttention(
-            dim, heads, mixer, kv_dim=cfg.encoder.embed_dim, **options
-        )
+        return FastWeightCrossAttention(dim, heads, mixer, kv_dim=cfg.encoder.embed_dim, **options)
     return FastWeightSelfAttention(dim, heads, mixer, causal=site == "decoder_self", **options)
 
 

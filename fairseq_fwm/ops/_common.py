@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +20,10 @@ def check_sequence(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    beta: Optional[Tensor] = None,
-    state: Optional[Tensor] = None,
-    write_mask: Optional[Tensor] = None,
-    key_features: Optional[int] = None,
+    beta: Tensor | None = None,
+    state: Tensor | None = None,
+    write_mask: Tensor | None = None,
+    key_features: int | None = None,
 ) -> None:
     """Check the shapes of a sequence op.
 
@@ -69,7 +69,7 @@ def _fail(name: str, wanted: str, tensor: Tensor) -> None:
     raise ValueError(f"{name} must have shape {wanted}, found {tuple(tensor.shape)}")
 
 
-def mask_writes(write_mask: Optional[Tensor], *tensors: Tensor) -> tuple[Tensor, ...]:
+def mask_writes(write_mask: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
     """Zero what masked positions would write.
 
     ``masked_fill`` and not a product: garbage at a padded position (inf, NaN) must not get in.
@@ -86,7 +86,7 @@ def mask_writes(write_mask: Optional[Tensor], *tensors: Tensor) -> tuple[Tensor,
     )
 
 
-def initial_state(k: Tensor, v: Tensor, state: Optional[Tensor], dtype: torch.dtype) -> Tensor:
+def initial_state(k: Tensor, v: Tensor, state: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Return ``state`` in the accumulation dtype, or zeros ``(N, H, K, V)``."""
     if state is not None:
         return state.to(dtype)

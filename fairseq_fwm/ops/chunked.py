@@ -1,12 +1,10 @@
 """Chunkwise-parallel PyTorch forms: matrix products inside a chunk, a recurrence between chunks.
 
 Any T: the last chunk is as short as it comes. One chunk (T <= chunk_size) needs no state at all
-unless one is passed in or asked for, which is the fast form for the short sequences of translation.
+unless one is passed in or asked for: the fast form for the short sequences of translation.
 Masks, dtypes and checks are the caller's (:mod:`fairseq_fwm.ops.sequence`): everything here is in
 the accumulation dtype and masked already.
 """
-
-from typing import Optional
 
 import torch
 from torch import Tensor
@@ -18,14 +16,15 @@ def causal_sum_chunked(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    state: Optional[Tensor],
+    state: Tensor | None,
     output_final_state: bool,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
-) -> tuple[Tensor, Optional[Tensor]]:
+) -> tuple[Tensor, Tensor | None]:
     """Sum rule by chunks: Y = Q S + tril(Q K^T) V ;  S <- S + K^T V.
 
     Args:
-        q, k: ``(N, H, T, K)``.  v: ``(N, H, T, V)``.  state: ``(N, H, K, V)`` or ``None`` for zeros.
+        q, k: ``(N, H, T, K)``.  v: ``(N, H, T, V)``.
+        state: ``(N, H, K, V)`` or ``None`` for zeros.
         output_final_state: whether S_T is wanted.
         chunk_size: time steps per chunk.
     """
@@ -44,10 +43,10 @@ def causal_delta_chunked(
     k: Tensor,
     v: Tensor,
     beta: Tensor,
-    state: Optional[Tensor],
+    state: Tensor | None,
     output_final_state: bool,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
-) -> tuple[Tensor, Optional[Tensor]]:
+) -> tuple[Tensor, Tensor | None]:
     """Delta rule by chunks, the WY form (arXiv 2406.06484, Section 3).
 
     The updates u_t = beta_t (v_t - S_{t-1}^T k_t) of a chunk that starts from S solve the unit
@@ -77,7 +76,7 @@ def causal_delta_chunked(
     return _join(outputs), state if output_final_state else None
 
 
-def _accumulate(state: Optional[Tensor], k: Tensor, u: Tensor) -> Tensor:
+def _accumulate(state: Tensor | None, k: Tensor, u: Tensor) -> Tensor:
     written = k.transpose(-1, -2) @ u
     return written if state is None else state + written
 

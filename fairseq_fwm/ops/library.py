@@ -8,7 +8,7 @@ exist, trace with fake tensors and differentiate.
 """
 
 import importlib.util
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,8 +29,8 @@ def causal_sum_fwd(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    state: Optional[Tensor],
-    write_mask: Optional[Tensor],
+    state: Tensor | None,
+    write_mask: Tensor | None,
     output_final_state: bool,
 ) -> tuple[Tensor, Tensor]:
     """Run the chunked sum rule on tensors of any dtype, masked here."""
@@ -47,8 +47,8 @@ def causal_delta_fwd(
     k: Tensor,
     v: Tensor,
     beta: Tensor,
-    state: Optional[Tensor],
-    write_mask: Optional[Tensor],
+    state: Tensor | None,
+    write_mask: Tensor | None,
     output_final_state: bool,
 ) -> tuple[Tensor, Tensor]:
     """Run the chunked delta rule on tensors of any dtype, masked here."""
@@ -60,7 +60,7 @@ def causal_delta_fwd(
     return y.to(v.dtype), _owned(final, q, dtype)
 
 
-def _owned(final: Optional[Tensor], q: Tensor, dtype: torch.dtype) -> Tensor:
+def _owned(final: Tensor | None, q: Tensor, dtype: torch.dtype) -> Tensor:
     return q.new_empty(0, dtype=dtype) if final is None else final
 
 
@@ -96,7 +96,7 @@ def _recomputing_backward(forward: Any) -> Any:
         found = torch.autograd.grad(
             [out for out, _ in pairs], [leaves[i] for i in wanted], [g for _, g in pairs]
         )
-        grads: list[Optional[Tensor]] = [None] * (len(saved) + 1)
+        grads: list[Tensor | None] = [None] * (len(saved) + 1)
         for i, grad in zip(wanted, found, strict=True):
             grads[i] = grad
         return tuple(grads)
@@ -135,7 +135,7 @@ def _register() -> None:
     globals()["_library"] = library  # registrations live as long as this object
 
 
-def _load_extension() -> Optional[str]:
+def _load_extension() -> str | None:
     if importlib.util.find_spec("fairseq_fwm._C") is None:
         return None
     try:

@@ -1,7 +1,5 @@
 """Write a whole memory, then read it: encoder self-attention and cross-attention (sum rule)."""
 
-from typing import Optional
-
 from torch import Tensor
 
 from fairseq_fwm.ops._common import accumulation_dtype, mask_writes, no_autocast
@@ -9,7 +7,7 @@ from fairseq_fwm.ops._common import accumulation_dtype, mask_writes, no_autocast
 
 @no_autocast
 def write(
-    k: Tensor, v: Tensor, *, write_mask: Optional[Tensor] = None, state: Optional[Tensor] = None
+    k: Tensor, v: Tensor, *, write_mask: Tensor | None = None, state: Tensor | None = None
 ) -> Tensor:
     """Write all pairs with the sum rule: S = S_0 + sum_t k_t (x) v_t.
 
@@ -26,7 +24,8 @@ def write(
     """
     if k.dim() != 4 or v.dim() != 4 or k.shape[:3] != v.shape[:3]:
         raise ValueError(
-            f"k must be (N, H, T, K) and v (N, H, T, V), found {tuple(k.shape)} and {tuple(v.shape)}"
+            f"k must be (N, H, T, K) and v (N, H, T, V), found {tuple(k.shape)} and "
+            f"{tuple(v.shape)}"
         )
     dtype = accumulation_dtype(k, v)
     k, v = mask_writes(write_mask, k, v)

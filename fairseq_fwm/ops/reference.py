@@ -3,8 +3,6 @@
 Any device, any float dtype, differentiable, slow. Everything faster is tested against these.
 """
 
-from typing import Optional
-
 import torch
 from torch import Tensor
 
@@ -21,8 +19,8 @@ def causal_sum_reference(
     k: Tensor,
     v: Tensor,
     *,
-    state: Optional[Tensor] = None,
-    write_mask: Optional[Tensor] = None,
+    state: Tensor | None = None,
+    write_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sum update rule, arXiv 2102.11174 Eqs. 8-9 without the normalisation.
 
@@ -52,8 +50,8 @@ def causal_delta_reference(
     v: Tensor,
     beta: Tensor,
     *,
-    state: Optional[Tensor] = None,
-    write_mask: Optional[Tensor] = None,
+    state: Tensor | None = None,
+    write_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Delta update rule, arXiv 2102.11174 Eqs. 23-25.
 

@@ -1,7 +1,6 @@
 """Causal fast weight updates over whole sequences: the public functions."""
 
 from collections.abc import Callable
-from typing import Optional
 
 import torch
 from torch import Tensor
@@ -19,19 +18,19 @@ def causal_sum(
     k: Tensor,
     v: Tensor,
     *,
-    state: Optional[Tensor] = None,
+    state: Tensor | None = None,
     output_final_state: bool = False,
-    write_mask: Optional[Tensor] = None,
-    features: Optional[FeatureSpec] = None,
+    write_mask: Tensor | None = None,
+    features: FeatureSpec | None = None,
     impl: str = "auto",
-) -> tuple[Tensor, Optional[Tensor]]:
+) -> tuple[Tensor, Tensor | None]:
     """Causal sum rule: S_t = S_{t-1} + k_t (x) v_t ; y_t = S_t^T q_t (arXiv 2102.11174, Eqs. 8-9).
 
     Args:
         q, k: ``(N, H, T, K)``; raw ``(N, H, T, d)`` with ``features``.
         v: ``(N, H, T, V)``.
         state: S_0 ``(N, H, K, V)``; zeros if ``None``. Not changed; receives a gradient.
-        output_final_state: return S_T too (short sequences have a faster form that never builds it).
+        output_final_state: return S_T too (short sequences have a faster form without it).
         write_mask: ``(N, T)`` bool; a position that is False writes nothing (it still reads).
         features: feature map that the op applies to q and k itself.
         impl: ``auto``, ``reference``, ``chunked``, ``cpu`` or ``cuda``.
@@ -56,12 +55,12 @@ def causal_delta(
     v: Tensor,
     beta: Tensor,
     *,
-    state: Optional[Tensor] = None,
+    state: Tensor | None = None,
     output_final_state: bool = False,
-    write_mask: Optional[Tensor] = None,
-    features: Optional[FeatureSpec] = None,
+    write_mask: Tensor | None = None,
+    features: FeatureSpec | None = None,
     impl: str = "auto",
-) -> tuple[Tensor, Optional[Tensor]]:
+) -> tuple[Tensor, Tensor | None]:
     """Causal delta rule (arXiv 2102.11174, Eqs. 23-25).
 
     S_t = S_{t-1} + k_t (x) beta_t (v_t - S_{t-1}^T k_t) ;  y_t = S_t^T q_t
@@ -85,11 +84,11 @@ def causal_delta(
     )
 
 
-def _key_features(features: Optional[FeatureSpec], k: Tensor) -> Optional[int]:
+def _key_features(features: FeatureSpec | None, k: Tensor) -> int | None:
     return None if features is None else features.out_dim(k.shape[-1])
 
 
-def _apply(features: Optional[FeatureSpec], q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+def _apply(features: FeatureSpec | None, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     if features is None:
         return q, k
     dtype = torch.promote_types(q.dtype, torch.float32)
@@ -98,17 +97,17 @@ def _apply(features: Optional[FeatureSpec], q: Tensor, k: Tensor) -> tuple[Tenso
 
 def _implementation(
     op: str, impl: str, device: torch.device, reference: Callable
-) -> Callable[..., tuple[Tensor, Optional[Tensor]]]:
+) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """Return the function that runs, with the calling convention of the public one."""
     forward_op = f"{op}_fwd"
     chosen = resolve_impl(impl, forward_op, device)
 
     def run(
         *tensors: Tensor,
-        state: Optional[Tensor],
-        write_mask: Optional[Tensor],
+        state: Tensor | None,
+        write_mask: Tensor | None,
         output_final_state: bool,
-    ) -> tuple[Tensor, Optional[Tensor]]:
+    ) -> tuple[Tensor, Tensor | None]:
         if chosen == "reference":
             y, final = reference(*tensors, state=state, write_mask=write_mask)
         else:

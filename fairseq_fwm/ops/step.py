@@ -4,8 +4,6 @@
 first (``rows``), which fuses the reordering of a beam with the update.
 """
 
-from typing import Optional
-
 from torch import Tensor
 
 from fairseq_fwm.ops._common import no_autocast
@@ -15,18 +13,18 @@ def _read(state: Tensor, q: Tensor) -> Tensor:
     return (q.to(state.dtype).unsqueeze(-2) @ state).squeeze(-2)
 
 
-def _sum_write(k: Tensor, v: Tensor, state: Tensor, write_mask: Optional[Tensor]) -> Tensor:
+def _sum_write(k: Tensor, v: Tensor, state: Tensor, write_mask: Tensor | None) -> Tensor:
     return _outer(k, v.to(state.dtype), state, write_mask)
 
 
 def _delta_write(
-    k: Tensor, v: Tensor, beta: Tensor, state: Tensor, write_mask: Optional[Tensor]
+    k: Tensor, v: Tensor, beta: Tensor, state: Tensor, write_mask: Tensor | None
 ) -> Tensor:
     u = beta.to(state.dtype).unsqueeze(-1) * (v.to(state.dtype) - _read(state, k))
     return _outer(k, u, state, write_mask)
 
 
-def _outer(k: Tensor, u: Tensor, state: Tensor, write_mask: Optional[Tensor]) -> Tensor:
+def _outer(k: Tensor, u: Tensor, state: Tensor, write_mask: Tensor | None) -> Tensor:
     written = k.to(state.dtype).unsqueeze(-1) * u.unsqueeze(-2)
     if write_mask is not None:
         written = written.masked_fill(~write_mask[:, None, None, None], 0.0)
@@ -43,7 +41,7 @@ def _check_step(q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> None:
         )
 
 
-def _gather(state: Tensor, rows: Optional[Tensor]) -> None:
+def _gather(state: Tensor, rows: Tensor | None) -> None:
     if rows is not None:
         if rows.shape != state.shape[:1]:
             raise ValueError(
@@ -55,7 +53,7 @@ def _gather(state: Tensor, rows: Optional[Tensor]) -> None:
 
 @no_autocast
 def causal_sum_step(
-    q: Tensor, k: Tensor, v: Tensor, state: Tensor, *, write_mask: Optional[Tensor] = None
+    q: Tensor, k: Tensor, v: Tensor, state: Tensor, *, write_mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """One step of :func:`fairseq_fwm.ops.causal_sum`.
 
@@ -81,10 +79,10 @@ def causal_sum_step_(
     v: Tensor,
     state: Tensor,
     *,
-    rows: Optional[Tensor] = None,
-    write_mask: Optional[Tensor] = None,
+    rows: Tensor | None = None,
+    write_mask: Tensor | None = None,
 ) -> Tensor:
-    """In-place :func:`causal_sum_step`; row b of the state is first replaced by row ``rows[b]``."""
+    """In-place :func:`causal_sum_step`; row b of the state is first replaced by ``rows[b]``."""
     _check_step(q, k, v, state)
     _gather(state, rows)
     state += _sum_write(k, v, state, write_mask)
@@ -99,7 +97,7 @@ def causal_delta_step(
     beta: Tensor,
     state: Tensor,
     *,
-    write_mask: Optional[Tensor] = None,
+    write_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One step of :func:`fairseq_fwm.ops.causal_delta`.
 
@@ -126,8 +124,8 @@ def causal_delta_step_(
     beta: Tensor,
     state: Tensor,
     *,
-    rows: Optional[Tensor] = None,
-    write_mask: Optional[Tensor] = None,
+    rows: Tensor | None = None,
+    write_mask: Tensor | None = None,
 ) -> Tensor:
     """In-place :func:`causal_delta_step`; row b of the state is first replaced by ``rows[b]``."""
     _check_step(q, k, v, state)
