@@ -135,3 +135,18 @@ def test_print_alignment_is_refused(trained, data, run, root, request):
         status=1,
     ).stderr
     assert "train with --fwm-cross softmax" in error
+
+
+def test_hydra_config_trains_and_loads(data, run, root, tmp_path):
+    from fairseq import checkpoint_utils
+
+    run(
+        *("-m", "fairseq_cli.hydra_train", "--config-dir", root / "configs" / "translation"),
+        *("--config-name", "debug", f"common.user_dir={root / 'fairseq_fwm'}"),
+        *(f"task.data={data}", f"hydra.run.dir={tmp_path}", "optimization.max_update=2"),
+        cwd=tmp_path,
+    )
+    [checkpoint] = tmp_path.rglob("checkpoint_last.pt")
+    [model], _, _ = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)])
+    # The shape of the architecture, with the layers that the config names.
+    assert model.encoder.layers[0].embed_dim == 128 and len(model.encoder.layers) == 2
