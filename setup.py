@@ -1,0 +1,113 @@
+"""Build the compiled kernels where this machine can; install pure Python elsewhere.
+
+Metadata is in ``pyproject.toml``.  This file only decides about the extension ``fairseq_fwm._C``,
+from the switch ``FWM_BUILD``:
+
+    auto   (default) CPU kernels if sources, torch and a C++ compiler are there, also CUDA kernels
+           if FORCE_CUDA=1; otherwise a pure Python install that says why
+    0      pure Python
+    cpu    CPU kernels, or stop with the reason
+    cuda   CPU and CUDA kernels, or stop with the reason
+
+``torch.utils.cpp_extension`` honours MAX_JOBS, CXX, CUDA_HOME and TORCH_CUDA_ARCH_LIST.
+"""
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from setuptools import setup
+
+ROOT = Path(__file__).resolve().parent
+CSRC = ROOT / "kernels" / "csrc"
+CHOICES = ("auto", "0", "cpu", "cuda")
+
+
+class CannotBuild(Exception):
+    """Why this machine cannot build what was asked for, and the cure."""
+
+
+def sources(*patterns: str) -> list[str]:
+    """Return the kernel sources, relative to this file as setuptools wants them."""
+    found = (path for pattern in patterns for path in CSRC.rglob(pattern))
+    return sorted(path.relative_to(ROOT).as_posix() for path in found)
+
+
+def check_tools(cuda: bool) -> None:
+    """Raise :class:`CannotBuild` unless sources, torch and the compilers are there."""
+    if not sources("*.cpp"):
+        raise CannotBuild("there are no C++ sources under kernels/csrc")
+    try:
+        from torch.utils import cpp_extension
+    except ImportError as error:
+        raise CannotBuild(
+            f"torch cannot be imported here ({error}): install torch first and pass "
+            "--no-build-isolation to pip"
+        ) from error
+    compiler = cpp_extension.get_cxx_compiler()
+    if shutil.which(shlex.split(compiler)[0]) is None:
+        raise CannotBuild(f"no C++ compiler '{compiler}': install g++ or clang, or set CXX")
+    if cuda:
+        check_cuda(cpp_extension.CUDA_HOME)
+
+
+def check_cuda(cuda_home: str | None) -> None:
+    """Raise :class:`CannotBuild` unless torch is a CUDA build and nvcc is there."""
+    import torch
+
+    if torch.version.cuda is None:
+        raise CannotBuild(f"torch {torch.__version__} has no CUDA: install a CUDA build of torch")
+    if cuda_home is None or shutil.which("nvcc", path=f"{cuda_home}/bin") is None:
+        raise CannotBuild(
+            f"no nvcc: install the CUDA {torch.version.cuda} toolkit and set CUDA_HOME to it"
+        )
+
+
+def extension(cuda: bool) -> Any:
+    """Describe ``fairseq_fwm._C``: limited Python ABI, so that one build serves every Python."""
+    from torch.utils import cpp_extension
+
+    make = cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension
+    openmp = ["-fopenmp"] if sys.platform == "linux" else []
+    return make(
+        "fairseq_fwm._C",
+        sources("*.cpp", "*.cu") if cuda else sources("*.cpp"),
+        include_dirs=[str(CSRC)],
+        define_macros=[("FWM_WITH_CUDA", None)] if cuda else [],
+        extra_compile_args={"cxx": ["-O3", *openmp], "nvcc": ["-O3", "-lineinfo"]},
+        extra_link_args=openmp,
+        py_limited_api=True,
+    )
+
+
+def arguments() -> dict[str, Any]:
+    """Return what ``setup()`` needs beyond ``pyproject.toml``."""
+    choice = os.environ.get("FWM_BUILD", "auto")
+    if choice not in CHOICES:
+        raise SystemExit(f"FWM_BUILD={choice}: choose one of {', '.join(CHOICES)}")
+    if choice == "0":
+        print("fairseq_fwm: kernels not built (FWM_BUILD=0).", file=sys.stderr)
+        return {}
+    cuda = choice == "cuda" or (choice == "auto" and os.environ.get("FORCE_CUDA") == "1")
+    try:
+        check_tools(cuda)
+    except CannotBuild as reason:
+        if choice != "auto":
+            raise SystemExit(f"FWM_BUILD={choice}, but {reason}.") from reason
+        print(f"fairseq_fwm: kernels not built, {reason}.", file=sys.stderr)
+        return {}
+    from torch.utils.cpp_extension import BuildExtension
+
+    print(f"fairseq_fwm: building {'CPU and CUDA' if cuda else 'CPU'} kernels.", file=sys.stderr)
+    return {
+        "ext_modules": [extension(cuda)],
+        "cmdclass": {"build_ext": BuildExtension},
+        "options": {"bdist_wheel": {"py_limited_api": "cp311"}},
+    }
+
+
+if __name__ == "__main__":
+    setup(**arguments())

@@ -1,0 +1,138 @@
+"""``python -m fairseq_fwm.doctor`` tells the truth, with and without a working fairseq."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from fairseq_fwm import doctor
+from fairseq_fwm.kernels_status import OPS, kernels_status
+
+# Hides fairseq as if it were not installed, then runs the doctor.
+WITHOUT_FAIRSEQ = """
+import runpy, sys
+from importlib.machinery import PathFinder
+
+find = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *rest, **named: (
+    None if name.split(".")[0] in ("fairseq", "fairseq_cli") else find(name, *rest, **named)
+)
+runpy.run_module("fairseq_fwm.doctor", run_name="__main__", alter_sys=True)
+"""
+
+
+def problems(monkeypatch: pytest.MonkeyPatch, error: str | None = None) -> list[doctor.Problem]:
+    monkeypatch.setattr(doctor, "_fairseq_there", lambda: True)
+    return list(doctor._problems(error))
+
+
+def broken(found: list[doctor.Problem]) -> list[doctor.Problem]:
+    return [problem for problem in found if problem.needed]
+
+
+def test_user_dir_is_the_only_output(root: Path, capsys) -> None:
+    assert doctor.main(["--user-dir"]) == 0
+    assert capsys.readouterr().out == f"{root / 'fairseq_fwm'}\n"
+
+
+def test_json_report(run) -> None:
+    report = json.loads(run("-m", "fairseq_fwm.doctor", "--json").stdout)
+    assert report["versions"]["torch"] == torch.__version__
+    assert report["fairseq_imports"] == (importlib.util.find_spec("fairseq") is not None)
+    assert report["kernels"] == kernels_status()
+    assert not any(problem["needed"] for problem in report["problems"])
+
+
+def test_text_report_names_every_version_and_cure(capsys) -> None:
+    assert doctor.main([]) == 0
+    text = capsys.readouterr().out
+    report = doctor.report()
+    for name, version in report["versions"].items():
+        rows = [line for line in text.splitlines() if line.split()[0] == name]
+        assert any((version or "none") in row for row in rows), name
+    for problem in report["problems"]:
+        assert problem["problem"] in text
+        assert problem["cure"] in text
+
+
+def test_dropped_sentences_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    data_utils = pytest.importorskip("fairseq.data.data_utils")
+    for batches, noted in ([], True), ([[0, 1, 2]], False):
+        monkeypatch.setattr(data_utils, "batch_by_size", lambda *_, found=batches, **__: found)
+        found = [problem.problem for problem in problems(monkeypatch)]
+        assert any("drops the last batch" in problem for problem in found) == noted
+
+
+def test_works_without_fairseq(run) -> None:
+    text = run("-c", WITHOUT_FAIRSEQ).stdout
+    assert "note: fairseq is not installed" in text
+    assert "BROKEN" not in text
+
+
+def test_broken_fairseq_is_reported_with_its_cure(run, tmp_path: Path) -> None:
+    package, info = tmp_path / "fairseq", tmp_path / "fairseq-0.12.2.dist-info"
+    package.mkdir()
+    package.joinpath("__init__.py").write_text("raise ValueError('mutable default')\n")
+    info.mkdir()
+    info.joinpath("METADATA").write_text("Metadata-Version: 2.1\nName: fairseq\nVersion: 0.12.2\n")
+    done = run("-m", "fairseq_fwm.doctor", status=1, env={"PYTHONPATH": str(tmp_path)})
+    assert "BROKEN: " in done.stdout
+    assert "fairseq 0.12.2" in done.stdout
+    assert "pip install ve-fairseq==0.12.3" in done.stdout
+
+
+def test_old_torch_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not broken(problems(monkeypatch))
+    monkeypatch.setattr(torch, "__version__", "2.5.1+cu121")
+    [problem] = broken(problems(monkeypatch))
+    assert "torch 2.5.1+cu121 is too old" in problem.problem
+    assert problem.cure == "pip install torch==2.13.0"
+
+
+def test_two_fairseq_distributions_are_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = ["ve-fairseq 0.12.3", "fairseq 0.12.2"]
+    monkeypatch.setattr(doctor, "_fairseq_distributions", lambda: both)
+    [problem] = broken(problems(monkeypatch))
+    assert "overwrite each other" in problem.problem
+
+
+def test_old_omegaconf_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = doctor._version
+    monkeypatch.setattr(
+        doctor, "_version", lambda name: "2.0.6" if name == "omegaconf" else version(name)
+    )
+    assert any("omegaconf 2.0.6" in problem.problem for problem in problems(monkeypatch))
+
+
+def test_numpy_of_another_abi_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numpy")
+
+    def refuse(array: object) -> None:
+        raise RuntimeError("Numpy is not available")
+
+    monkeypatch.setattr(torch, "from_numpy", refuse)
+    [problem] = broken(problems(monkeypatch))
+    assert "numpy" in problem.cure
+
+
+def test_kernels_status_agrees_with_the_dispatcher() -> None:
+    status = kernels_status()
+    assert set(status["kernels"]) == set(OPS)
+    for op, keys in status["kernels"].items():
+        assert "CompositeExplicitAutograd" in keys, f"{op} has no PyTorch form"
+        if not status["extension"]:
+            assert keys == ["CompositeExplicitAutograd"]
+    assert status["extension"] or (status["reason"] and status["cure"])
+
+
+def test_extension_that_does_not_load_is_named(run, root: Path, tmp_path: Path) -> None:
+    ignored = shutil.ignore_patterns("__pycache__", "*.so")
+    shutil.copytree(root / "fairseq_fwm", tmp_path / "fairseq_fwm", ignore=ignored)
+    tmp_path.joinpath("fairseq_fwm", "_C.abi3.so").write_text("built for another torch")
+    status = json.loads(run("-m", "fairseq_fwm.doctor", "--json", cwd=tmp_path).stdout)["kernels"]
+    assert not status["extension"]
+    assert "fairseq_fwm._C does not load" in status["reason"]
+    assert status["cure"]
