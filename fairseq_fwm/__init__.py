@@ -5,7 +5,7 @@
 registers the models with fairseq, which is all that ``--user-dir`` needs.
 """
 
-import importlib.util
+import logging
 
 from fairseq_fwm import feature_maps, mixers, ops
 from fairseq_fwm._safe_globals import allow_checkpoint_contents
@@ -16,7 +16,17 @@ __all__ = ["feature_maps", "kernels_status", "mixers", "ops"]
 
 allow_checkpoint_contents()
 
-if importlib.util.find_spec("fairseq") is not None:
+try:
+    import fairseq  # noqa: F401
+except ImportError:
+    pass  # torch alone: ops, feature maps and mixers work
+except Exception as error:  # fairseq 0.12.2 on Python >= 3.11 raises ValueError, for one
+    logging.getLogger(__name__).warning(
+        "fairseq is installed but cannot be imported (%s); 'python -m fairseq_fwm.doctor' tells "
+        "the cure",
+        error,
+    )
+else:
     # fairseq imports only tasks/ and models/ of a user directory, and nothing at all if the
     # package was imported before: everything that registers itself is imported here.
     from fairseq_fwm.models import fwm_transformer  # noqa: F401

@@ -10,6 +10,9 @@ pytest.importorskip("fairseq", reason="fairseq is not installed")
 
 import fairseq_fwm  # noqa: F401
 
+# One process for all: the corpus and the trained models are made once.
+pytestmark = pytest.mark.xdist_group("cli")
+
 MODEL = (
     "--arch fwm_transformer_tiny --encoder-layers 1 --decoder-layers 2 --encoder-embed-dim 16 "
     "--decoder-embed-dim 16 --encoder-ffn-embed-dim 16 --decoder-ffn-embed-dim 16 "
