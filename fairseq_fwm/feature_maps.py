@@ -187,8 +187,8 @@ class FavorFeatureMap(FeatureMap):
     Variants:
         ``stable`` (default): x is first scaled by d^{-1/4}, so that phi(q).phi(k) estimates
         exp(q.k / sqrt(d)); columns of P orthogonal. Where the caller divides common factors out,
-        each position is shifted by its own largest exponent; elsewhere by a constant that depends
-        on P alone and is zero unless exp could overflow. Neither sees other positions.
+        each position is shifted by its own largest exponent; elsewhere exponents are capped where
+        exp and sums of it could overflow. Neither sees other positions.
         ``toolkit``: the language-modelling toolkit of arXiv 2102.11174: unscaled x, 1e-4 added to
         every exponential, rows of P orthogonal.
         ``retrieval``: that paper's retrieval experiments: unscaled x, nothing added.
@@ -208,7 +208,7 @@ class FavorFeatureMap(FeatureMap):
 
     options = ("m", "variant", "seed")
     VARIANTS = ("stable", "toolkit", "retrieval")
-    # exp of it, squared and summed over thousands of positions, still fits fp32.
+    # exp of it, times a query feature and summed over thousands of positions, still fits fp32.
     MAX_EXPONENT = 40.0
 
     def __init__(self, head_dim: int, m: int = 64, variant: str = "stable", seed: int = 0) -> None:
@@ -234,7 +234,8 @@ class FavorFeatureMap(FeatureMap):
     def resample(self, update: int) -> None:
         """Draw the training projection of ``update``; the same update gives the same draw."""
         if update != self._drawn_for:
-            self.training_projection.copy_(self._draw(update))
+            # Not in place: a graph of an earlier update may still hold the previous draw.
+            self.training_projection = self._draw(update).to(self.training_projection)
             self._drawn_for = update
 
     def set_num_updates(self, num_updates: int) -> None:
@@ -261,9 +262,7 @@ class FavorFeatureMap(FeatureMap):
         if stable and scale_free:
             exponents = exponents - exponents.amax(-1, keepdim=True)
         elif stable:
-            # u - |x|^2/2 <= |p|^2/2 for every x: the bound depends on P alone.
-            bound = P.square().sum(0).amax() / 2
-            exponents = exponents - (bound - self.MAX_EXPONENT).clamp(min=0)
+            exponents = exponents.clamp(max=self.MAX_EXPONENT)
         features = exponents.exp()
         if self.variant == "toolkit":
             features = features + 1e-4

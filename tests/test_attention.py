@@ -1,5 +1,8 @@
 """The adapter: our modules inside fairseq's own layers."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from variants import assert_close, label, valid_configs
@@ -108,7 +111,9 @@ def test_other_masks_are_refused():
     x = torch.randn(4, 2, C)
     attention(x, attn_mask=future_mask(4))
     attention(x, attn_mask=torch.ones(4, 4, dtype=torch.bool).triu(1))
-    for mask in (torch.zeros(4, 4), future_mask(4).T.contiguous(), future_mask(5)):
+    biased = future_mask(4)
+    biased[3, 0] = 0.5
+    for mask in (torch.zeros(4, 4), future_mask(4).T.contiguous(), future_mask(5), biased):
         with pytest.raises(ValueError, match="can only be causal"):
             attention(x, attn_mask=mask)
     with pytest.raises(ValueError, match="full_context_alignment"):
@@ -120,10 +125,63 @@ def test_other_masks_are_refused():
         FastWeightSelfAttention(C, 5, encoder.mixer, causal=True)
 
 
-def test_a_mask_changed_in_place_is_looked_at_again():
+def test_a_verified_buffer_vouches_for_its_corners_only():
     attention = self_attention(FastWeightConfig("delta", "dpfp"))
-    x, mask = torch.randn(4, 2, C), future_mask(4)
-    attention(x, attn_mask=mask)
-    mask[0, 3] = 0.0
+    x, buffer = torch.randn(4, 2, C), future_mask(9)
+    attention(x, attn_mask=buffer[:4, :4])
+    attention(torch.randn(6, 2, C), attn_mask=buffer[:6, :6])
+    for wrong in (buffer[1:5, :4], buffer[:4, 1:5], buffer[:4, :8], buffer[:8:2, :8:2].T):
+        with pytest.raises(ValueError, match="can only be causal"):
+            attention(x, attn_mask=wrong)
+    buffer[0, 3] = 0.0
     with pytest.raises(ValueError, match="can only be causal"):
-        attention(x, attn_mask=mask)
+        attention(x, attn_mask=buffer[:4, :4])
+
+
+def test_inference_mode_and_copies():
+    attention = self_attention(FastWeightConfig("sum", "favor"))
+    x = torch.randn(4, 2, C)
+    wanted, _ = attention(x, attn_mask=future_mask(4))
+    with torch.inference_mode():
+        found, _ = attention(x.clone(), attn_mask=future_mask(4))
+    assert_close("inference mode", found.clone(), wanted, 1e-6)
+    for copied in (copy.deepcopy(attention), pickle.loads(pickle.dumps(attention))):
+        assert torch.equal(copied(x, attn_mask=future_mask(4))[0], wanted)
+
+
+@pytest.mark.parametrize("rule", ["sum", "delta"])
+def test_a_padded_row_writes_nothing_while_decoding(rule):
+    attention = self_attention(FastWeightConfig(rule, "dpfp", attn_norm="output"))
+    x, padding = torch.randn(3, 2, C), torch.tensor([[False], [True]])
+    state = {}
+    attention(x[:1], incremental_state=state)
+    before = {k: v.clone() for k, v in attention._get_input_buffer(state).items()}
+    attention(x[1:2], incremental_state=state, key_padding_mask=padding)
+    after = attention._get_input_buffer(state)
+    assert set(after) == {"weights", "normalizer"}
+    for name, tensor in after.items():
+        assert torch.equal(tensor[1], before[name][1])
+        assert not torch.equal(tensor[0], before[name][0])
+
+
+def test_cross_attention_copies_its_state_only_when_sentences_leave():
+    mixer = FastWeightMixer(C // H, FastWeightConfig("sum", "dpfp"), "cross")
+    attention, state = FastWeightCrossAttention(C, H, mixer, kv_dim=10).eval(), {}
+    source = torch.randn(5, 2, 10).repeat_interleave(2, 1)  # two sentences, beam of two
+    attention(torch.randn(1, 4, C), source, source, incremental_state=state)
+    before = attention._get_input_buffer(state)["weights"]
+    attention.reorder_incremental_state(state, torch.tensor([1, 0, 3, 3]))
+    assert attention._get_input_buffer(state)["weights"] is before
+    attention.reorder_incremental_state(state, torch.tensor([3, 2]))
+    assert torch.equal(attention._get_input_buffer(state)["weights"], before[2:])
+
+
+@pytest.mark.parametrize("site", ["encoder_self", "decoder_self"])
+@pytest.mark.parametrize("rule", ["sum", "delta"])
+def test_compiles_without_a_graph_break(rule, site):
+    attention = self_attention(FastWeightConfig(rule, "dpfp"), site)
+    mask = future_mask(6) if site == "decoder_self" else None
+    x = torch.randn(6, 2, C)
+    wanted, _ = attention(x, attn_mask=mask)
+    compiled = torch.compile(attention, fullgraph=True, backend="eager")
+    assert_close("y", compiled(x, attn_mask=mask)[0], wanted, 1e-5)

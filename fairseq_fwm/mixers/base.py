@@ -1,9 +1,10 @@
 """The contract of a token mixer: what modules, models and tasks know of it."""
 
-from typing import NamedTuple, Optional
-
 import torch
 from torch import Tensor, nn
+
+State = tuple[Tensor | None, ...]
+"""A ``NamedTuple`` of batch-first tensors, or ``None`` for one that the variant does not need."""
 
 
 class Mixer(nn.Module):
@@ -16,14 +17,16 @@ class Mixer(nn.Module):
     Attributes:
         projection_size: how many numbers per head the slow network must emit.
         value_dim: how many numbers per head the mixer returns.
+        state_type: the class of its state.
     """
 
     projection_size: int
     value_dim: int
+    state_type: type[State]
 
     def init_state(
         self, batch: int, num_heads: int, *, device: torch.device, dtype: torch.dtype
-    ) -> NamedTuple:
+    ) -> State:
         """Return the state before the first step.
 
         Args:
@@ -37,10 +40,10 @@ class Mixer(nn.Module):
     def forward(
         self,
         projected: Tensor,
-        state: Optional[NamedTuple] = None,
+        state: State | None = None,
         mask: Tensor | None = None,
         output_final_state: bool = False,
-    ) -> tuple[Tensor, Optional[NamedTuple]]:
+    ) -> tuple[Tensor, State | None]:
         """Process a sequence.
 
         Args:
@@ -55,8 +58,8 @@ class Mixer(nn.Module):
         raise NotImplementedError
 
     def step(
-        self, projected: Tensor, state: NamedTuple, mask: Tensor | None = None
-    ) -> tuple[Tensor, NamedTuple]:
+        self, projected: Tensor, state: State, mask: Tensor | None = None
+    ) -> tuple[Tensor, State]:
         """Process one position.
 
         Args:
@@ -67,4 +70,29 @@ class Mixer(nn.Module):
         Returns:
             y ``(N, H, value_dim)`` in the dtype of ``projected`` and the new state.
         """
+        raise NotImplementedError
+
+    def forward_noncausal(self, projected: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Process a sequence in which every position sees all others (encoder self-attention).
+
+        Args:
+            projected: ``(N, H, T, projection_size)``.
+            mask: ``(N, T)`` bool, True where a position writes.
+
+        Returns:
+            y ``(N, H, T, value_dim)``.
+        """
+        raise NotImplementedError
+
+    def write(self, projected: Tensor, mask: Tensor | None = None) -> State:
+        """Write a whole source for :meth:`read` (cross-attention).
+
+        Args:
+            projected: k | v, ``(N, H, T, 2d)``.
+            mask: ``(N, T)`` bool, True where a position writes.
+        """
+        raise NotImplementedError
+
+    def read(self, projected: Tensor, state: State) -> Tensor:
+        """Read what :meth:`write` left with queries ``(N, H, T, d)``; returns ``(N, H, T, V)``."""
         raise NotImplementedError

@@ -46,6 +46,8 @@ class FastWeightMixer(Mixer):
         RuntimeError: if ``config.impl`` names a compiled kernel that is not there.
     """
 
+    state_type = FastWeightState
+
     def __init__(
         self,
         head_dim: int,
@@ -114,7 +116,11 @@ class FastWeightMixer(Mixer):
         y = self._normalize_output(y, q, z).to(projected.dtype)
         if not output_final_state:
             return y, None
-        return y, FastWeightState(weights, None if z is None else z[:, :, -1])
+        if z is None:
+            return y, FastWeightState(weights, None)
+        # Of no steps at all, the state before is the state after.
+        last = z if z.shape[2] else z_before
+        return y, FastWeightState(weights, last[:, :, -1])
 
     @no_autocast
     def step(
@@ -132,17 +138,10 @@ class FastWeightMixer(Mixer):
 
     @no_autocast
     def forward_noncausal(self, projected: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Process a sequence in which every position sees all others (encoder self-attention).
+        """Process a sequence in which every position sees all others; see the base class.
 
         A rule whose writes commute writes everything, then reads. Any other runs once in each
         direction with the same slow weights, and the two outputs are averaged.
-
-        Args:
-            projected: ``(N, H, T, projection_size)``.
-            mask: ``(N, T)`` bool, True where a position writes.
-
-        Returns:
-            y ``(N, H, T, V)``.
         """
         if self.rule.order_free:
             d = self.head_dim
@@ -154,12 +153,7 @@ class FastWeightMixer(Mixer):
 
     @no_autocast
     def write(self, projected: Tensor, mask: Tensor | None = None) -> FastWeightState:
-        """Write a whole sequence of k | v with the sum rule.
-
-        Args:
-            projected: ``(N, H, T, 2d)``.
-            mask: ``(N, T)`` bool, True where a position writes.
-        """
+        """Write a whole source with the sum rule; see the base class."""
         k, v = self._wide(projected).split(self.head_dim, -1)
         k = self._keys(k)
         weights = ops.write(k, v, write_mask=mask)
@@ -169,7 +163,7 @@ class FastWeightMixer(Mixer):
 
     @no_autocast
     def read(self, projected: Tensor, state: FastWeightState) -> Tensor:
-        """Read with queries ``(N, H, T, d)``; returns y ``(N, H, T, V)``."""
+        """Read what was written; see the base class."""
         q = self._queries(self._wide(projected))
         z = None if state.normalizer is None else state.normalizer.unsqueeze(2)
         return self._normalize_output(ops.read(q, state.weights), q, z).to(projected.dtype)
@@ -200,8 +194,9 @@ class FastWeightMixer(Mixer):
         if self.attn_norm == "none":
             return None, None
         z_0 = k.new_zeros(k.shape[:2] + k.shape[3:]) if state is None else state.normalizer
-        z = z_0.unsqueeze(2) + mask_writes(mask, k)[0].cumsum(2)
-        return torch.cat((z_0.unsqueeze(2), z[:, :, :-1]), 2), z
+        z_0 = z_0.unsqueeze(2)
+        z = z_0 + mask_writes(mask, k)[0].cumsum(2)
+        return torch.cat((z_0, z), 2)[:, :, : max(1, z.shape[2])], z
 
     def _scale_retrieval(
         self, k: Tensor, beta: Tensor | None, z_before: Tensor | None

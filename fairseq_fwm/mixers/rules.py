@@ -46,14 +46,25 @@ def register_update_rule(rule: UpdateRule) -> UpdateRule:
     return rule
 
 
+# Named functions, not lambdas: a mixer holds its rule, and models are pickled.
+def _sum_sequence(q: Tensor, k: Tensor, v: Tensor, beta: None, **options):
+    return ops.causal_sum(q, k, v, **options)
+
+
+def _sum_step(q: Tensor, k: Tensor, v: Tensor, beta: None, state: Tensor, write_mask):
+    return ops.causal_sum_step(q, k, v, state, write_mask=write_mask)
+
+
+def _delta_step(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, write_mask):
+    return ops.causal_delta_step(q, k, v, beta, state, write_mask=write_mask)
+
+
 register_update_rule(
     UpdateRule(
         name="sum",
         uses_beta=False,
-        sequence=lambda q, k, v, beta, **options: ops.causal_sum(q, k, v, **options),
-        step=lambda q, k, v, beta, state, write_mask: ops.causal_sum_step(
-            q, k, v, state, write_mask=write_mask
-        ),
+        sequence=_sum_sequence,
+        step=_sum_step,
         sites=("encoder_self", "decoder_self", "cross"),
         order_free=True,
         paper="Katharopoulos et al., arXiv 2006.16236; Schlag et al., arXiv 2102.11174, Eq. 8",
@@ -64,9 +75,7 @@ register_update_rule(
         name="delta",
         uses_beta=True,
         sequence=ops.causal_delta,
-        step=lambda q, k, v, beta, state, write_mask: ops.causal_delta_step(
-            q, k, v, beta, state, write_mask=write_mask
-        ),
+        step=_delta_step,
         sites=("encoder_self", "decoder_self"),
         order_free=False,
         paper="Schlag et al., arXiv 2102.11174, Eqs. 23-25",

@@ -10,8 +10,9 @@ import torch
 from fairseq.incremental_decoding_utils import with_incremental_state
 from fairseq.modules.quant_noise import quant_noise
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
-from fairseq_fwm.mixers import FastWeightMixer, FastWeightState
+from fairseq_fwm.mixers.base import Mixer, State
 
 IncrementalState = dict[str, dict[str, Tensor | None]]
 
@@ -37,7 +38,7 @@ class FastWeightAttention(nn.Module):
         self,
         embed_dim: int,
         num_heads: int,
-        mixer: FastWeightMixer,
+        mixer: Mixer,
         q_noise: float = 0.0,
         qn_block_size: int = 8,
     ) -> None:
@@ -82,13 +83,13 @@ class FastWeightAttention(nn.Module):
     ) -> IncrementalState | None:
         return self.set_incremental_state(incremental_state, "attn_state", buffer)
 
-    def _load_state(self, incremental_state: IncrementalState) -> FastWeightState | None:
+    def _load_state(self, incremental_state: IncrementalState) -> State | None:
         buffer = self._get_input_buffer(incremental_state)
-        if "weights" not in buffer:
+        if not buffer:
             return None
-        return FastWeightState(buffer["weights"], buffer.get("normalizer"))
+        return self.mixer.state_type(*map(buffer.get, self.mixer.state_type._fields))
 
-    def _save_state(self, incremental_state: IncrementalState, state: FastWeightState) -> None:
+    def _save_state(self, incremental_state: IncrementalState, state: State) -> None:
         buffer = {name: x for name, x in state._asdict().items() if x is not None}
         self._set_input_buffer(incremental_state, buffer)
 
@@ -117,7 +118,6 @@ class FastWeightSelfAttention(FastWeightAttention):
         outputs = self.num_heads * self.mixer.projection_size
         self.in_proj = self._linear(self.embed_dim, outputs)
         self._init_projection(self.in_proj, self.embed_dim)
-        self._verified_mask: tuple[int, int, int] | None = None
 
     def forward(
         self,
@@ -188,19 +188,45 @@ class FastWeightSelfAttention(FastWeightAttention):
             return
         if not self.causal:
             raise ValueError("non-causal fast weight self-attention takes no attn_mask")
-        # One look per mask: fairseq hands every layer and every batch the same buffer.
-        identity = (attn_mask.data_ptr(), attn_mask.shape[0], attn_mask._version)
-        if identity == self._verified_mask:
-            return
-        hidden = attn_mask if attn_mask.dtype == torch.bool else attn_mask < 0
-        future = torch.ones_like(hidden, dtype=torch.bool).triu(1)
-        if attn_mask.shape != (length, length) or not torch.equal(hidden.bool(), future):
+        if not _is_causal(attn_mask, length):
             raise ValueError(
                 f"fast weight self-attention can only be causal: attn_mask of shape "
                 f"{tuple(attn_mask.shape)} is not the ({length}, {length}) causal mask; "
                 "use softmax at this site for any other mask"
             )
-        self._verified_mask = identity
+
+
+# Masks found causal, by identity, with the version that was looked at.
+_CAUSAL_MASKS = WeakIdKeyDictionary()
+
+
+def _is_causal(mask: Tensor, length: int) -> bool:
+    """Return whether ``mask`` is the ``(length, length)`` causal mask.
+
+    fairseq hands every layer and batch a corner of one big buffer, so a buffer is looked at once:
+    comparing the corner each time would stop a GPU in every layer.
+    """
+    if mask.shape != (length, length):
+        return False
+    if torch.compiler.is_compiling():
+        return True  # its values are not there yet
+    buffer = mask if mask._base is None else mask._base
+    if buffer.is_inference() or buffer.dim() != 2 or buffer.shape[0] != buffer.shape[1]:
+        return _compare_causal(mask)
+    corner = mask.storage_offset() == 0 and mask.stride() == buffer.stride()
+    if corner and _CAUSAL_MASKS.get(buffer) == buffer._version:
+        return True
+    if corner and _compare_causal(buffer):
+        _CAUSAL_MASKS[buffer] = buffer._version
+        return True
+    return _compare_causal(mask)
+
+
+def _compare_causal(mask: Tensor) -> bool:
+    hidden = mask if mask.dtype == torch.bool else mask < 0
+    future = torch.ones_like(hidden).triu(1)
+    # A bias on the past is no mask at all: every visible entry must be zero.
+    return torch.equal(hidden, future) and torch.equal(mask == 0, ~future)
 
 
 class FastWeightCrossAttention(FastWeightAttention):
@@ -259,3 +285,16 @@ class FastWeightCrossAttention(FastWeightAttention):
                 self._save_state(incremental_state, state)
         y = self.mixer.read(self._to_heads(self.q_proj(query)), state)
         return self._from_heads(y), None
+
+    def reorder_incremental_state(
+        self, incremental_state: IncrementalState, new_order: Tensor
+    ) -> IncrementalState:
+        """Let the state follow the beam.
+
+        While no sentence leaves the batch, rows move among hypotheses of one source, whose states
+        are equal: nothing to copy. fairseq's own cross-attention relies on the same.
+        """
+        buffer = self._get_input_buffer(incremental_state)
+        if all(x.shape[0] == new_order.shape[0] for x in buffer.values()):
+            return incremental_state
+        return super().reorder_incremental_state(incremental_state, new_order)

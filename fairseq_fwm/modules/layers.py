@@ -31,13 +31,13 @@ def site_config(cfg: Any, site: str) -> FastWeightConfig | None:
     if rule == SOFTMAX:
         return None
     heads, dim = _shape(cfg, site)
-    automatic = {"auto": None}
+    sum_norm, attn_norm = str(cfg.fwm_sum_norm), str(cfg.fwm_attn_norm)
     return FastWeightConfig(
         rule=rule,
         feature_map=str(cfg.fwm_feature_map),
-        sum_norm={"auto": None, "on": True, "off": False}[str(cfg.fwm_sum_norm)],
-        attn_norm=automatic.get(str(cfg.fwm_attn_norm), str(cfg.fwm_attn_norm)),
-        scale={"one": 1.0, "rsqrt": (dim // heads) ** -0.5}[str(cfg.fwm_output_scale)],
+        sum_norm=None if sum_norm == "auto" else sum_norm == "on",
+        attn_norm=None if attn_norm == "auto" else attn_norm,
+        scale=(dim // heads) ** -0.5 if str(cfg.fwm_output_scale) == "rsqrt" else 1.0,
         nu=cfg.fwm_dpfp_nu,
         m=cfg.fwm_favor_features,
         favor_variant=str(cfg.fwm_favor_variant),

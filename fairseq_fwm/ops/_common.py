@@ -59,10 +59,15 @@ def check_sequence(
     if write_mask is not None:
         if write_mask.shape != (n, t):
             _fail("write_mask", f"(N, T) = {(n, t)}", write_mask)
-        if write_mask.dtype != torch.bool:
-            raise ValueError(
-                f"write_mask must be bool (True: this position writes), found {write_mask.dtype}"
-            )
+        check_mask_dtype(write_mask)
+
+
+def check_mask_dtype(write_mask: Tensor | None) -> None:
+    """Raise ``ValueError`` unless a mask is bool: of an int mask nobody knows the sense."""
+    if write_mask is not None and write_mask.dtype != torch.bool:
+        raise ValueError(
+            f"write_mask must be bool (True: this position writes), found {write_mask.dtype}"
+        )
 
 
 def _fail(name: str, wanted: str, tensor: Tensor) -> None:
@@ -101,8 +106,10 @@ def no_autocast(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        device = next(x.device.type for x in args if isinstance(x, Tensor))
-        if not torch.is_autocast_enabled(device):
+        given = (*args, *kwargs.values())
+        device = next((x.device.type for x in given if isinstance(x, Tensor)), "meta")
+        supported = torch.amp.is_autocast_available(device)
+        if not supported or not torch.is_autocast_enabled(device):
             return function(*args, **kwargs)
         with torch.autocast(device, enabled=False):
             return function(*args, **kwargs)

@@ -3,7 +3,8 @@
 Any T: the last chunk is as short as it comes. One chunk (T <= chunk_size) needs no state at all
 unless one is passed in or asked for: the fast form for the short sequences of translation.
 Masks, dtypes and checks are the caller's (:mod:`fairseq_fwm.ops.sequence`): everything here is in
-the accumulation dtype and masked already.
+the accumulation dtype and masked already. Causality holds bit by bit for finite inputs; an inf or
+NaN spreads through the products to the whole chunk, where the recurrence keeps it to later steps.
 """
 
 import torch
@@ -18,7 +19,7 @@ def causal_sum_chunked(
     v: Tensor,
     state: Tensor | None,
     output_final_state: bool,
-    chunk_size: int = DEFAULT_CHUNK_SIZE,
+    chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Sum rule by chunks: Y = Q S + tril(Q K^T) V ;  S <- S + K^T V.
 
@@ -26,9 +27,9 @@ def causal_sum_chunked(
         q, k: ``(N, H, T, K)``.  v: ``(N, H, T, V)``.
         state: ``(N, H, K, V)`` or ``None`` for zeros.
         output_final_state: whether S_T is wanted.
-        chunk_size: time steps per chunk.
+        chunk_size: time steps per chunk; ``None`` is :data:`DEFAULT_CHUNK_SIZE`.
     """
-    outputs = []
+    outputs, chunk_size = [], chunk_size or DEFAULT_CHUNK_SIZE
     chunks = list(zip(*(x.split(chunk_size, dim=2) for x in (q, k, v)), strict=True))
     for i, (q_c, k_c, v_c) in enumerate(chunks):
         y = (q_c @ k_c.transpose(-1, -2)).tril() @ v_c
@@ -45,7 +46,7 @@ def causal_delta_chunked(
     beta: Tensor,
     state: Tensor | None,
     output_final_state: bool,
-    chunk_size: int = DEFAULT_CHUNK_SIZE,
+    chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Delta rule by chunks, the WY form (arXiv 2406.06484, Section 3).
 
@@ -57,9 +58,9 @@ def causal_delta_chunked(
         q, k: ``(N, H, T, K)``.  v: ``(N, H, T, V)``.  beta: ``(N, H, T)``.
         state: ``(N, H, K, V)`` or ``None`` for zeros.
         output_final_state: whether S_T is wanted.
-        chunk_size: time steps per chunk.
+        chunk_size: time steps per chunk; ``None`` is :data:`DEFAULT_CHUNK_SIZE`.
     """
-    outputs = []
+    outputs, chunk_size = [], chunk_size or DEFAULT_CHUNK_SIZE
     parts = (q, k, v, beta.unsqueeze(-1))
     chunks = list(zip(*(x.split(chunk_size, dim=2) for x in parts), strict=True))
     for i, (q_c, k_c, v_c, beta_c) in enumerate(chunks):

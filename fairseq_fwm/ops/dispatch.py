@@ -32,7 +32,8 @@ def resolve_impl(impl: str, op: str, device: torch.device) -> str:
         return impl
     if impl == "auto":
         chosen = device.type if library.has_kernel(op, device.type) else "chunked"
-        _log_once(op, device.type, chosen)
+        if not torch.compiler.is_compiling():
+            _log_once(op, device.type, chosen)
         return chosen
     require_impl(impl, op)
     if device.type != impl:

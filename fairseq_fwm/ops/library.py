@@ -7,6 +7,7 @@ exist, trace with fake tensors and differentiate.
 ``final_state`` is an empty tensor unless ``output_final_state``: fixed arity, no optional outputs.
 """
 
+import importlib
 import importlib.util
 from typing import Any
 
@@ -106,15 +107,19 @@ def _recomputing_backward(forward: Any) -> Any:
 
 def has_kernel(op: str, device_type: str) -> bool:
     """Return whether the compiled module registered a kernel for ``fwm::op`` on the device."""
-    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device_type)
-    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"fwm::{op}", key)
+    return device_type.upper() in COMPILED[op]
+
+
+def dispatch_keys(op: str) -> list[str]:
+    """Return which of CPU, CUDA (compiled) and CompositeExplicitAutograd (chunked) serve an op."""
+    keys = ("CPU", "CUDA", "CompositeExplicitAutograd")
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return [key for key in keys if has(f"fwm::{op}", key)]
 
 
 def missing_reason() -> str:
     """Say in a few words why there is no compiled kernel."""
-    if importlib.util.find_spec("fairseq_fwm._C") is None:
-        return "the extension fairseq_fwm._C is not built"
-    return _load_error or "the extension fairseq_fwm._C was built without it"
+    return EXTENSION_PROBLEM or "the extension fairseq_fwm._C was built without it"
 
 
 def _register() -> None:
@@ -136,14 +141,17 @@ def _register() -> None:
 
 
 def _load_extension() -> str | None:
+    """Load the compiled module; return what is wrong with it in one line, or ``None``."""
     if importlib.util.find_spec("fairseq_fwm._C") is None:
-        return None
+        return "the extension fairseq_fwm._C is not built"
     try:
         importlib.import_module("fairseq_fwm._C")
-    except ImportError as error:
+    except Exception as error:  # a wrong ABI raises ImportError or OSError, a bad op anything
         return f"fairseq_fwm._C does not load: {error}"
     return None
 
 
 _register()
-_load_error = _load_extension()
+EXTENSION_PROBLEM = _load_extension()
+# Asked once: torch.compile cannot trace a question to the dispatcher.
+COMPILED = {op: [key for key in dispatch_keys(op) if key in ("CPU", "CUDA")] for op in SCHEMAS}

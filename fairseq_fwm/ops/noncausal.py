@@ -2,7 +2,12 @@
 
 from torch import Tensor
 
-from fairseq_fwm.ops._common import accumulation_dtype, mask_writes, no_autocast
+from fairseq_fwm.ops._common import (
+    accumulation_dtype,
+    check_sequence,
+    mask_writes,
+    no_autocast,
+)
 
 
 @no_autocast
@@ -22,11 +27,7 @@ def write(
     Raises:
         ValueError: if shapes do not match.
     """
-    if k.dim() != 4 or v.dim() != 4 or k.shape[:3] != v.shape[:3]:
-        raise ValueError(
-            f"k must be (N, H, T, K) and v (N, H, T, V), found {tuple(k.shape)} and "
-            f"{tuple(v.shape)}"
-        )
+    check_sequence(k, k, v, None, state, write_mask)
     dtype = accumulation_dtype(k, v)
     k, v = mask_writes(write_mask, k, v)
     written = k.to(dtype).transpose(-1, -2) @ v.to(dtype)

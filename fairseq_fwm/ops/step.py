@@ -6,7 +6,7 @@ first (``rows``), which fuses the reordering of a beam with the update.
 
 from torch import Tensor
 
-from fairseq_fwm.ops._common import no_autocast
+from fairseq_fwm.ops._common import check_mask_dtype, no_autocast
 
 
 def _read(state: Tensor, q: Tensor) -> Tensor:
@@ -31,14 +31,25 @@ def _outer(k: Tensor, u: Tensor, state: Tensor, write_mask: Tensor | None) -> Te
     return written
 
 
-def _check_step(q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> None:
-    wanted = (*k.shape, v.shape[-1])
-    if k.dim() != 3 or q.shape != k.shape or v.shape[:2] != k.shape[:2] or state.shape != wanted:
-        raise ValueError(
-            "a step takes q, k (N, H, K), v (N, H, V), state (N, H, K, V), found "
-            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, "
-            f"state {tuple(state.shape)}"
-        )
+def _check_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: Tensor,
+    write_mask: Tensor | None,
+    beta: Tensor | None = None,
+) -> None:
+    given = {"q": q, "k": k, "v": v, "state": state, "beta": beta, "write_mask": write_mask}
+    n, h = k.shape[:2]
+    wanted = {"k": (n, h, k.shape[-1]), "v": (n, h, v.shape[-1]), "beta": (n, h)}
+    wanted |= {"q": wanted["k"], "state": (*wanted["k"], v.shape[-1]), "write_mask": (n,)}
+    for name, tensor in given.items():
+        if tensor is not None and tensor.shape != wanted[name]:
+            raise ValueError(
+                "a step takes q, k (N, H, K), v (N, H, V), beta (N, H), state (N, H, K, V) and "
+                f"write_mask (N,): {name} should be {wanted[name]}, found {tuple(tensor.shape)}"
+            )
+    check_mask_dtype(write_mask)
 
 
 def _gather(state: Tensor, rows: Tensor | None) -> None:
@@ -67,7 +78,7 @@ def causal_sum_step(
     Raises:
         ValueError: if shapes do not match.
     """
-    _check_step(q, k, v, state)
+    _check_step(q, k, v, state, write_mask)
     state = state + _sum_write(k, v, state, write_mask)
     return _read(state, q).to(v.dtype), state
 
@@ -83,7 +94,7 @@ def causal_sum_step_(
     write_mask: Tensor | None = None,
 ) -> Tensor:
     """In-place :func:`causal_sum_step`; row b of the state is first replaced by ``rows[b]``."""
-    _check_step(q, k, v, state)
+    _check_step(q, k, v, state, write_mask)
     _gather(state, rows)
     state += _sum_write(k, v, state, write_mask)
     return _read(state, q).to(v.dtype)
@@ -111,7 +122,7 @@ def causal_delta_step(
     Raises:
         ValueError: if shapes do not match.
     """
-    _check_step(q, k, v, state)
+    _check_step(q, k, v, state, write_mask, beta)
     state = state + _delta_write(k, v, beta, state, write_mask)
     return _read(state, q).to(v.dtype), state
 
@@ -128,7 +139,7 @@ def causal_delta_step_(
     write_mask: Tensor | None = None,
 ) -> Tensor:
     """In-place :func:`causal_delta_step`; row b of the state is first replaced by ``rows[b]``."""
-    _check_step(q, k, v, state)
+    _check_step(q, k, v, state, write_mask, beta)
     _gather(state, rows)
     state += _delta_write(k, v, beta, state, write_mask)
     return _read(state, q).to(v.dtype)
