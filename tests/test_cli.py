@@ -21,7 +21,7 @@ MODEL = (
 TRAIN = (
     "-s en -t de --optimizer adam --lr 0.01 --criterion label_smoothed_cross_entropy "
     "--max-tokens 400 --num-workers 0 --seed 1 --log-format simple --log-interval 1 "
-    "--required-batch-size-multiple 1"
+    "--required-batch-size-multiple 1 --dropout 0"
 )
 
 
@@ -73,14 +73,14 @@ def losses(log):
 def test_a_resumed_run_goes_on_like_the_uninterrupted_one(
     trained, data, run, root, tmp_path, request
 ):
-    """To the third digit: fairseq itself, softmax included, resumes no more exactly than that."""
+    """Without dropout, whose random numbers fairseq does not continue: to every printed digit."""
     flags = VARIANTS[request.node.callspec.params["trained"]].split()
     shutil.copy(trained / "checkpoint2.pt", tmp_path / "checkpoint_last.pt")
     resumed = losses(train(run, root, data, tmp_path, "--max-epoch", 3, *flags).stdout)
     whole = losses(train(run, root, data, tmp_path / "whole", "--max-epoch", 3, *flags).stdout)
     assert resumed and min(resumed) > 1 and max(resumed) == max(whole)
     for update, loss in resumed.items():
-        assert loss == pytest.approx(whole[update], rel=0.02)
+        assert loss == pytest.approx(whole[update], abs=1.5e-3)
 
 
 def test_generate_and_score(trained, data, run, root):

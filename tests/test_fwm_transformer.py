@@ -17,7 +17,6 @@ import fairseq_fwm  # noqa: F401
 from fairseq_fwm.feature_maps import FEATURE_MAPS
 from fairseq_fwm.mixers import UPDATE_RULES
 from fairseq_fwm.models.fwm_transformer import FWMTransformerModel
-from fairseq_fwm.modules.attention import FastWeightAttention
 
 SITES = [
     {"fwm_decoder_self": "delta"},
@@ -237,14 +236,56 @@ def test_alignments_of_a_fast_weight_cross_attention_are_refused(flag):
     model.prepare_for_inference_(argparse.Namespace(generation=generation))
 
 
-@pytest.mark.parametrize("wrapper", ["checkpoint_activations", "layerdrop"])
-def test_fairseqs_own_options_still_work(wrapper):
-    flags = {"checkpoint_activations": {"checkpoint_activations": True}}
-    model, task = build(**flags.get(wrapper, {"decoder_layerdrop": 0.5, "encoder_layerdrop": 0.5}))
+def gradients(model, sample):
+    loss = -log_probs(model, sample).gather(-1, sample["target"].unsqueeze(-1)).sum()
+    loss.backward()
+    return [parameter.grad for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("flags", SITES, ids=lambda f: "-".join(map(str, f.values())))
+def test_activation_checkpointing_gives_the_same_gradients(flags):
+    plain, task = build(**flags)
+    wrapped, _ = build(checkpoint_activations=True, **flags)
+    layers = [*wrapped.encoder.layers, *wrapped.decoder.layers]
+    assert all("checkpoint" in repr(layer.forward) for layer in layers)
+    sample = batch(task)
+    for model in (plain, wrapped):
+        model.train()
+        model.set_num_updates(1)
+    for found, wanted in zip(gradients(wrapped, sample), gradients(plain, sample), strict=True):
+        assert_close("gradient", found, wanted, 1e-4)
+
+
+def test_layerdrop_leaves_out_whole_layers():
+    model, task = build(encoder_layerdrop=0.5, decoder_layerdrop=0.5)
     sample = batch(task)
     model.train()
-    (-log_probs(model, sample).mean()).backward()
-    assert any(isinstance(m, FastWeightAttention) for m in model.modules())
+    losses = {log_probs(model, sample).sum().item() for _ in range(12)}
+    assert len(losses) > 1, "every draw ran the same layers"
+    model.eval()
+    assert torch.equal(log_probs(model, sample), log_probs(model, sample))
+
+
+def decoder_mixer(**flags):
+    model, _ = build(**flags)
+    return model.decoder.layers[0].self_attn.mixer
+
+
+def test_every_flag_reaches_the_mixer():
+    default = decoder_mixer()
+    assert (default.sum_norm, default.attn_norm, default.config.scale) == (True, "none", 1.0)
+    assert not decoder_mixer(fwm_sum_norm="off").sum_norm
+    sum_rule = decoder_mixer(fwm_decoder_self="sum", fwm_sum_norm="on", fwm_attn_norm="none")
+    assert (sum_rule.rule.name, sum_rule.sum_norm, sum_rule.attn_norm) == ("sum", True, "none")
+    assert decoder_mixer(fwm_attn_norm="full").attn_norm == "full"
+    assert decoder_mixer(fwm_output_scale="rsqrt").config.scale == 8**-0.5
+    assert decoder_mixer(fwm_dpfp_nu=3).feature_map.out_dim == 2 * 3 * 8
+    assert decoder_mixer(fwm_impl="reference").config.impl == "reference"
+    favor = {"fwm_feature_map": "favor", "fwm_favor_features": 24}
+    feature_map = decoder_mixer(**favor, fwm_favor_variant="toolkit").feature_map
+    assert (feature_map.m, feature_map.variant) == (24, "toolkit")
+    seeds = {decoder_mixer(**favor, fwm_favor_seed=n).feature_map.seed for n in (1, 2)}
+    assert len(seeds) == 2
 
 
 SHAPES = {  # encoder layers, width, FFN, heads

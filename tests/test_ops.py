@@ -257,9 +257,23 @@ def test_wrong_shapes_are_named(rule):
         run(q, k, v, *beta, write_mask=torch.ones(2, 17))
     with pytest.raises(ValueError, match="q must have shape"):
         run(q[0], k, v, *beta)
-    with pytest.raises(ValueError, match="a step takes"):
-        STEP[rule](*(x[:, :, 0] for x in (q, k, v, *beta)), state[..., :-1])
+    step = [x[:, :, 0] for x in (q, k, v, *beta)]
+    with pytest.raises(ValueError, match="a step takes.*state should be"):
+        STEP[rule](*step, state[..., :-1])
+    with pytest.raises(ValueError, match="write_mask should be"):
+        STEP[rule](*step, state, write_mask=torch.ones(1, dtype=torch.bool))
+    with pytest.raises(ValueError, match="write_mask must be bool"):
+        STEP[rule](*step, state, write_mask=torch.ones(2))
+    with pytest.raises(ValueError, match="state must have shape"):
+        ops.write(k, v, state=state[..., :1])
+    with pytest.raises(ValueError, match="write_mask must have shape"):
+        ops.write(k, v, write_mask=torch.ones(1, 17, dtype=torch.bool))
+    with pytest.raises(ValueError, match="q must be"):
+        ops.read(q[..., :-1], state)
     if beta:
+        for wrong in (beta[0][:, :, 0].unsqueeze(-1), beta[0][:1, :, 0]):
+            with pytest.raises(ValueError, match="beta should be"):
+                STEP[rule](*step[:3], wrong, state)
         with pytest.raises(ValueError, match="beta must have shape"):
             run(q, k, v, beta[0][:, :, :-1])
 
