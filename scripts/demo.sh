@@ -184,11 +184,8 @@ main() {
   # Batches this small gain little from a second thread, and where other programs want the cores
   # too, threads that wait for each other take many times longer.
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-  # Keep freed memory: glibc hands every large tensor back to the kernel, which has to clear the
-  # pages again. That took a third of the time.
-  export MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_:-0}
-  export MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-100000000000}
-  export MALLOC_TOP_PAD_=${MALLOC_TOP_PAD_:-268435456}
+  # shellcheck source-path=SCRIPTDIR source=keep_memory.sh
+  source scripts/keep_memory.sh
 
   # fairseq's libraries warn of each other's deprecations, two screens of it.
   export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::UserWarning,ignore::FutureWarning}

@@ -21,11 +21,8 @@ use_python() {
   fi
   missing=$(missing_modules "$@") || die "this Python lacks: ${missing:-an interpreter}." \
     "Run 'bash scripts/setup.sh', or pip install them into the active environment."
-  # Keep freed memory: glibc hands every large tensor back to the kernel, which has to clear the
-  # pages again. An update on one core took 2.1 s without this and 1.2 s with it.
-  export MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_:-0}
-  export MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-100000000000}
-  export MALLOC_TOP_PAD_=${MALLOC_TOP_PAD_:-268435456}
+  # shellcheck source-path=SCRIPTDIR source=keep_memory.sh
+  source "$root/scripts/keep_memory.sh"
   export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 }
 
