@@ -35,12 +35,7 @@ def causal_sum_fwd(
     output_final_state: bool,
 ) -> tuple[Tensor, Tensor]:
     """Run the chunked sum rule on tensors of any dtype, masked here."""
-    dtype = accumulation_dtype(q, k, v)
-    masked = mask_writes(write_mask, k, v)
-    sequence = [x.to(dtype) for x in (q, *masked)]
-    S = None if state is None else state.to(dtype)
-    y, final = causal_sum_chunked(*sequence, S, output_final_state)
-    return y.to(v.dtype), _owned(final, q, dtype)
+    return _run_chunked(causal_sum_chunked, q, (k, v), state, write_mask, output_final_state)
 
 
 def causal_delta_fwd(
@@ -53,16 +48,24 @@ def causal_delta_fwd(
     output_final_state: bool,
 ) -> tuple[Tensor, Tensor]:
     """Run the chunked delta rule on tensors of any dtype, masked here."""
+    writes = (k, v, beta)
+    return _run_chunked(causal_delta_chunked, q, writes, state, write_mask, output_final_state)
+
+
+def _run_chunked(
+    form: Any,
+    q: Tensor,
+    writes: tuple[Tensor, ...],
+    state: Tensor | None,
+    write_mask: Tensor | None,
+    output_final_state: bool,
+) -> tuple[Tensor, Tensor]:
+    k, v = writes[:2]
     dtype = accumulation_dtype(q, k, v)
-    masked = mask_writes(write_mask, k, v, beta)
-    sequence = [x.to(dtype) for x in (q, *masked)]
+    sequence = [x.to(dtype) for x in (q, *mask_writes(write_mask, *writes))]
     S = None if state is None else state.to(dtype)
-    y, final = causal_delta_chunked(*sequence, S, output_final_state)
-    return y.to(v.dtype), _owned(final, q, dtype)
-
-
-def _owned(final: Tensor | None, q: Tensor, dtype: torch.dtype) -> Tensor:
-    return q.new_empty(0, dtype=dtype) if final is None else final
+    y, final = form(*sequence, S, output_final_state)
+    return y.to(v.dtype), q.new_empty(0, dtype=dtype) if final is None else final
 
 
 def _fake(*args: Any) -> tuple[Tensor, Tensor]:
