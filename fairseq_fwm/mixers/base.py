@@ -58,7 +58,11 @@ class Mixer(nn.Module):
         raise NotImplementedError
 
     def step(
-        self, projected: Tensor, state: State, mask: Tensor | None = None
+        self,
+        projected: Tensor,
+        state: State,
+        mask: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """Process one position.
 
@@ -66,6 +70,7 @@ class Mixer(nn.Module):
             projected: ``(N, H, projection_size)``.
             state: state to go on from.
             mask: ``(N,)`` bool, True where the row writes.
+            rows: ``(N,)`` integers: row i goes on from row ``rows[i]`` of the state.
 
         Returns:
             y ``(N, H, value_dim)`` in the dtype of ``projected`` and the new state.

@@ -10,11 +10,13 @@ from fairseq_fwm.feature_maps import build_feature_map
 from fairseq_fwm.mixers.base import Mixer
 from fairseq_fwm.mixers.rules import UPDATE_RULES
 from fairseq_fwm.mixers.validity import FastWeightConfig, why_invalid
-from fairseq_fwm.ops._common import accumulation_dtype, mask_writes, no_autocast
+from fairseq_fwm.ops import FeatureSpec
+from fairseq_fwm.ops._common import State, accumulation_dtype, mask_writes, no_autocast
 from fairseq_fwm.ops.dispatch import require_impl
-from fairseq_fwm.ops.features import sum_normalize
+from fairseq_fwm.ops.normalization import ATTN_NORM_EPS
 
-ATTN_NORM_EPS = 1e-5
+
+FUSED_MAPS = ("elu", "dpfp")
 
 
 class FastWeightState(NamedTuple):
@@ -75,6 +77,9 @@ class FastWeightMixer(Mixer):
             variant=config.favor_variant,
             seed=seed,
         )
+        # What the op applies to q and k itself: the whole map where kernels know it.
+        name = config.feature_map if config.feature_map in FUSED_MAPS else "none"
+        self.fused = FeatureSpec(name, config.nu if name == "dpfp" else 1, self.sum_norm)
 
     def init_state(
         self,
@@ -100,41 +105,37 @@ class FastWeightMixer(Mixer):
         output_final_state: bool = False,
     ) -> tuple[Tensor, FastWeightState | None]:
         """Process a sequence; see the base class."""
-        q, k, v, beta = self._split(projected)
-        z_before, z = self._normalizers(k, state, mask)
-        write_k, write_beta = self._scale_retrieval(k, beta, z_before)
-        y, weights = self.rule.sequence(
-            q,
-            write_k,
-            v,
-            write_beta,
-            state=None if state is None else state.weights,
+        y, final = self.rule.sequence(
+            *self._split(projected),
+            state=None if state is None else self._for_op(state),
             write_mask=mask,
             output_final_state=output_final_state,
+            features=self.fused,
+            attn_norm=self.attn_norm,
             impl=self.config.impl,
         )
-        y = self._normalize_output(y, q, z).to(projected.dtype)
-        if not output_final_state:
-            return y, None
-        if z is None:
-            return y, FastWeightState(weights, None)
-        # Of no steps at all, the state before is the state after.
-        last = z if z.shape[2] else z_before
-        return y, FastWeightState(weights, last[:, :, -1])
+        return self._scaled(y, projected.dtype), self._from_op(
+            final
+        ) if output_final_state else None
 
     @no_autocast
     def step(
-        self, projected: Tensor, state: FastWeightState, mask: Tensor | None = None
+        self,
+        projected: Tensor,
+        state: FastWeightState,
+        mask: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> tuple[Tensor, FastWeightState]:
         """Process one position; see the base class."""
-        q, k, v, beta = self._split(projected)
-        z_before, z = state.normalizer, None
-        if z_before is not None:
-            z = z_before + (k if mask is None else k.masked_fill(~mask[:, None, None], 0.0))
-        write_k, write_beta = self._scale_retrieval(k, beta, z_before)
-        y, weights = self.rule.step(q, write_k, v, write_beta, state.weights, mask)
-        y = self._normalize_output(y, q, z).to(projected.dtype)
-        return y, FastWeightState(weights, z)
+        y, final = self.rule.step(
+            *self._split(projected),
+            self._for_op(state),
+            rows=rows,
+            write_mask=mask,
+            features=self.fused,
+            attn_norm=self.attn_norm,
+        )
+        return self._scaled(y, projected.dtype), self._from_op(final)
 
     @no_autocast
     def forward_noncausal(self, projected: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -145,7 +146,8 @@ class FastWeightMixer(Mixer):
         """
         if self.rule.order_free:
             d = self.head_dim
-            return self.read(projected[..., :d], self.write(projected[..., d:], mask))
+            q, kv = split_last(projected, [d, 2 * d])
+            return self.read(q, self.write(kv, mask))
         ahead, _ = self(projected, None, mask)
         flipped_mask = None if mask is None else mask.flip(1)
         back, _ = self(projected.flip(2), None, flipped_mask)
@@ -154,8 +156,8 @@ class FastWeightMixer(Mixer):
     @no_autocast
     def write(self, projected: Tensor, mask: Tensor | None = None) -> FastWeightState:
         """Write a whole source with the sum rule; see the base class."""
-        k, v = self._wide(projected).split(self.head_dim, -1)
-        k = self._keys(k)
+        k, v = split_last(projected, [self.head_dim, self.head_dim])
+        k = self.fused(self._mapped(k, scale_free=self.sum_norm))
         weights = ops.write(k, v, write_mask=mask)
         if self.attn_norm == "none":
             return FastWeightState(weights, None)
@@ -164,56 +166,51 @@ class FastWeightMixer(Mixer):
     @no_autocast
     def read(self, projected: Tensor, state: FastWeightState) -> Tensor:
         """Read what was written; see the base class."""
-        q = self._queries(self._wide(projected))
-        z = None if state.normalizer is None else state.normalizer.unsqueeze(2)
-        return self._normalize_output(ops.read(q, state.weights), q, z).to(projected.dtype)
+        q = self.fused(self._mapped(projected, scale_free=self._divides_queries))
+        y = ops.read(q, state.weights)
+        if state.normalizer is not None:
+            z = state.normalizer.unsqueeze(2)
+            y = y / ((z * q).sum(-1, keepdim=True) + ATTN_NORM_EPS)
+        return self._scaled(y, projected.dtype)
 
-    def _wide(self, x: Tensor) -> Tensor:
-        return x.to(accumulation_dtype(x))
+    @property
+    def _divides_queries(self) -> bool:
+        return self.sum_norm or self.attn_norm != "none"
 
     def _split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        d = self.head_dim
-        x = self._wide(projected)
-        q, k, v = x[..., :d], x[..., d : 2 * d], x[..., 2 * d : 3 * d]
-        beta = x[..., 3 * d].sigmoid() if self.rule.uses_beta else None
-        return self._queries(q), self._keys(k), v, beta
+        """Return q, k (mapped, unless the op does that), v and beta."""
+        sizes = [self.head_dim] * 3 + [1] * self.rule.uses_beta
+        q, k, v, *beta = split_last(projected, sizes)
+        q = self._mapped(q, scale_free=self._divides_queries)
+        k = self._mapped(k, scale_free=self.sum_norm)
+        if not beta:
+            return q, k, v, None
+        return q, k, v, beta[0].squeeze(-1).to(accumulation_dtype(projected)).sigmoid()
 
-    def _queries(self, q: Tensor) -> Tensor:
-        divided_out = self.sum_norm or self.attn_norm != "none"
-        features = self.feature_map(q, scale_free=divided_out)
-        return sum_normalize(features) if self.sum_norm else features
+    def _mapped(self, x: Tensor, scale_free: bool) -> Tensor:
+        if self.fused.name != "none":
+            return x
+        return self.feature_map(x.to(accumulation_dtype(x)), scale_free=scale_free)
 
-    def _keys(self, k: Tensor) -> Tensor:
-        features = self.feature_map(k, scale_free=self.sum_norm)
-        return sum_normalize(features) if self.sum_norm else features
+    def _for_op(self, state: FastWeightState) -> State:
+        return state.weights if self.attn_norm == "none" else tuple(state)
 
-    def _normalizers(
-        self, k: Tensor, state: FastWeightState | None, mask: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Return z_{t-1} and z_t for every t, ``(N, H, T, K)`` each."""
-        if self.attn_norm == "none":
-            return None, None
-        z_0 = k.new_zeros(k.shape[:2] + k.shape[3:]) if state is None else state.normalizer
-        z_0 = z_0.unsqueeze(2)
-        z = z_0 + mask_writes(mask, k)[0].cumsum(2)
-        return torch.cat((z_0, z), 2)[:, :, : max(1, z.shape[2])], z
+    def _from_op(self, final: State) -> FastWeightState:
+        return (
+            FastWeightState(final, None) if self.attn_norm == "none" else FastWeightState(*final)
+        )
 
-    def _scale_retrieval(
-        self, k: Tensor, beta: Tensor | None, z_before: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Fold the normalisation of the retrieved value into key and write strength.
-
-        With kappa_t = z_{t-1}.k_t, the delta rule on k / kappa and beta * kappa retrieves
-        S^T k / kappa and writes k (x) beta (v - that): Eqs. 26-28 of arXiv 2102.11174. Where
-        nothing was written yet S is zero and any kappa will do.
-        """
-        if self.attn_norm != "full":
-            return k, beta
-        kappa = (z_before * k).sum(-1) + ATTN_NORM_EPS
-        kappa = torch.where((z_before == 0).all(-1), 1.0, kappa)
-        return k / kappa.unsqueeze(-1), beta * kappa
-
-    def _normalize_output(self, y: Tensor, q: Tensor, z: Tensor | None) -> Tensor:
-        if z is not None:
-            y = y / ((z * q).sum(-1, keepdim=True) + ATTN_NORM_EPS)
+    def _scaled(self, y: Tensor, dtype: torch.dtype) -> Tensor:
+        y = y.to(dtype)
         return y if self.config.scale == 1.0 else y * self.config.scale
+
+
+def split_last(x: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
+    """Split along the last dimension, in the order in which ``x`` lies in memory.
+
+    The gradient is then put together in that order too: one copy, and none where a view of
+    fairseq's ``(T, N, C)`` goes back to it.
+    """
+    order = sorted(range(x.dim() - 1), key=lambda dim: -x.stride(dim)) + [x.dim() - 1]
+    back = [order.index(dim) for dim in range(x.dim())]
+    return tuple(part.permute(back) for part in x.permute(order).split(sizes, -1))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fairseq_fwm import ops
+from fairseq_fwm.ops._common import State
 
 UPDATE_RULES: dict[str, "UpdateRule"] = {}
 
@@ -18,7 +19,7 @@ class UpdateRule:
         name: key in the registry and value of the ``--fwm-*`` site flags.
         uses_beta: whether the slow network emits a write strength per position.
         sequence: ``(q, k, v, beta, **options) -> (y, final_state)``.
-        step: ``(q, k, v, beta, state, write_mask) -> (y, state)``.
+        step: ``(q, k, v, beta, state, **options) -> (y, state)``.
         sites: where it may stand.
         order_free: the final state does not depend on the order of the writes, so that
             non-causal sites write everything once and then read.
@@ -27,8 +28,8 @@ class UpdateRule:
 
     name: str
     uses_beta: bool
-    sequence: Callable[..., tuple[Tensor, Tensor | None]]
-    step: Callable[..., tuple[Tensor, Tensor]]
+    sequence: Callable[..., tuple[Tensor, State | None]]
+    step: Callable[..., tuple[Tensor, State]]
     sites: tuple[str, ...]
     order_free: bool
     paper: str
@@ -51,12 +52,8 @@ def _sum_sequence(q: Tensor, k: Tensor, v: Tensor, beta: None, **options):
     return ops.causal_sum(q, k, v, **options)
 
 
-def _sum_step(q: Tensor, k: Tensor, v: Tensor, beta: None, state: Tensor, write_mask):
-    return ops.causal_sum_step(q, k, v, state, write_mask=write_mask)
-
-
-def _delta_step(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, write_mask):
-    return ops.causal_delta_step(q, k, v, beta, state, write_mask=write_mask)
+def _sum_step(q: Tensor, k: Tensor, v: Tensor, beta: None, state: State, **options):
+    return ops.causal_sum_step(q, k, v, state, **options)
 
 
 register_update_rule(
@@ -75,7 +72,7 @@ register_update_rule(
         name="delta",
         uses_beta=True,
         sequence=ops.causal_delta,
-        step=_delta_step,
+        step=ops.causal_delta_step,
         sites=("encoder_self", "decoder_self"),
         order_free=False,
         paper="Schlag et al., arXiv 2102.11174, Eqs. 23-25",

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from fairseq_fwm.feature_maps import FEATURE_MAPS
 from fairseq_fwm.mixers.rules import UPDATE_RULES
+from fairseq_fwm.ops.normalization import ATTN_NORMS
 
 SITES = ("encoder_self", "decoder_self", "cross")
-ATTN_NORMS = ("none", "output", "full")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+State = Tensor | tuple[Tensor, Tensor]
+"""S ``(N, H, K, V)``; with attention normalisation the pair of S and z ``(N, H, K)``."""
+
 
 def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
     """Return the dtype of state and arithmetic: fp64 if any input is fp64, else fp32."""
@@ -24,12 +27,14 @@ def check_sequence(
     state: Tensor | None = None,
     write_mask: Tensor | None = None,
     key_features: int | None = None,
+    normalizer: Tensor | None = None,
 ) -> None:
     """Check the shapes of a sequence op.
 
     Args:
         q, k, v, beta, state, write_mask: as in the legend of :mod:`fairseq_fwm.ops`.
         key_features: K of the state, where it differs from that of ``k`` (feature map in the op).
+        normalizer: z_0.
 
     Raises:
         ValueError: naming the argument, what was wanted and what was found.
@@ -56,6 +61,10 @@ def check_sequence(
         wanted = (n, h, key_features or key_dim, v.shape[-1])
         if state.shape != wanted:
             _fail("state", f"(N, H, K, V) = {wanted}", state)
+    if normalizer is not None:
+        wanted = (n, h, key_features or key_dim)
+        if normalizer.shape != wanted:
+            _fail("normalizer", f"(N, H, K) = {wanted}", normalizer)
     if write_mask is not None:
         if write_mask.shape != (n, t):
             _fail("write_mask", f"(N, T) = {(n, t)}", write_mask)
@@ -91,11 +100,14 @@ def mask_writes(write_mask: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ..
     )
 
 
-def initial_state(k: Tensor, v: Tensor, state: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Return ``state`` in the accumulation dtype, or zeros ``(N, H, K, V)``."""
-    if state is not None:
-        return state.to(dtype)
-    return torch.zeros(*k.shape[:2], k.shape[-1], v.shape[-1], dtype=dtype, device=k.device)
+def initial_state(
+    k: Tensor, v: Tensor, state: State | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return S_0 ``(N, H, K, V)`` and z_0 ``(N, H, K)`` in ``dtype``; zeros for what is missing."""
+    S, z = state if isinstance(state, tuple) else (state, None)
+    shape = (*k.shape[:2], k.shape[-1])
+    S = k.new_zeros(*shape, v.shape[-1], dtype=dtype) if S is None else S.to(dtype)
+    return S, k.new_zeros(shape, dtype=dtype) if z is None else z.to(dtype)
 
 
 def no_autocast(function: Callable) -> Callable:

@@ -56,7 +56,7 @@ class FeatureSpec:
     A kernel that does so stores nothing of size 2 * nu * d.
 
     Attributes:
-        name: ``"elu"`` or ``"dpfp"``.
+        name: ``"elu"``, ``"dpfp"``, or ``"none"`` for the identity (sum normalisation only).
         nu: number of shifts (``dpfp`` only).
         sum_norm: divide the features by their sum afterwards.
     """
@@ -66,8 +66,15 @@ class FeatureSpec:
     sum_norm: bool = False
 
     def __post_init__(self) -> None:
-        if self.name not in ("elu", "dpfp"):
-            raise ValueError(f"FeatureSpec: name must be 'elu' or 'dpfp', found {self.name!r}")
+        if self.name not in ("none", "elu", "dpfp"):
+            raise ValueError(
+                f"FeatureSpec: name must be 'none', 'elu' or 'dpfp', found {self.name!r}"
+            )
+
+    @property
+    def astuple(self) -> tuple[str, int, bool]:
+        """Return (name, nu, sum_norm), as the compiled ops take them."""
+        return self.name, self.nu, self.sum_norm
 
     def out_dim(self, head_dim: int) -> int:
         """Return K for rows of ``head_dim`` numbers."""
@@ -75,5 +82,10 @@ class FeatureSpec:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map ``(..., d)`` to ``(..., K)``."""
-        features = dpfp(x, self.nu) if self.name == "dpfp" else elu_features(x)
+        features = x
+        if self.name != "none":
+            features = dpfp(x, self.nu) if self.name == "dpfp" else elu_features(x)
         return sum_normalize(features) if self.sum_norm else features
+
+
+NO_FEATURES = FeatureSpec("none")

@@ -1,76 +1,39 @@
 """One time step, for decoding: O(1) in the length of what came before.
 
-``*_step`` returns a new state; ``*_step_`` changes the state in place and can gather its rows
-first (``rows``), which fuses the reordering of a beam with the update.
+``*_step`` returns a new state; ``*_step_`` changes the state in place. Both can gather the rows of
+the old state first (``rows``), which fuses the reordering of a beam with the update.
 """
 
+import torch
 from torch import Tensor
 
-from fairseq_fwm.ops._common import check_mask_dtype, no_autocast
-
-
-def _read(state: Tensor, q: Tensor) -> Tensor:
-    return (q.to(state.dtype).unsqueeze(-2) @ state).squeeze(-2)
-
-
-def _sum_write(k: Tensor, v: Tensor, state: Tensor, write_mask: Tensor | None) -> Tensor:
-    return _outer(k, v.to(state.dtype), state, write_mask)
-
-
-def _delta_write(
-    k: Tensor, v: Tensor, beta: Tensor, state: Tensor, write_mask: Tensor | None
-) -> Tensor:
-    u = beta.to(state.dtype).unsqueeze(-1) * (v.to(state.dtype) - _read(state, k))
-    return _outer(k, u, state, write_mask)
-
-
-def _outer(k: Tensor, u: Tensor, state: Tensor, write_mask: Tensor | None) -> Tensor:
-    written = k.to(state.dtype).unsqueeze(-1) * u.unsqueeze(-2)
-    if write_mask is not None:
-        written = written.masked_fill(~write_mask[:, None, None, None], 0.0)
-    return written
-
-
-def _check_step(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    state: Tensor,
-    write_mask: Tensor | None,
-    beta: Tensor | None = None,
-) -> None:
-    given = {"q": q, "k": k, "v": v, "state": state, "beta": beta, "write_mask": write_mask}
-    n, h = k.shape[:2]
-    wanted = {"k": (n, h, k.shape[-1]), "v": (n, h, v.shape[-1]), "beta": (n, h)}
-    wanted |= {"q": wanted["k"], "state": (*wanted["k"], v.shape[-1]), "write_mask": (n,)}
-    for name, tensor in given.items():
-        if tensor is not None and tensor.shape != wanted[name]:
-            raise ValueError(
-                "a step takes q, k (N, H, K), v (N, H, V), beta (N, H), state (N, H, K, V) and "
-                f"write_mask (N,): {name} should be {wanted[name]}, found {tuple(tensor.shape)}"
-            )
-    check_mask_dtype(write_mask)
-
-
-def _gather(state: Tensor, rows: Tensor | None) -> None:
-    if rows is not None:
-        if rows.shape != state.shape[:1]:
-            raise ValueError(
-                f"rows must have shape ({state.shape[0]},), one per row of the state, found "
-                f"{tuple(rows.shape)}; a beam that shrinks needs the functional step"
-            )
-        state.copy_(state.index_select(0, rows))
+from fairseq_fwm.ops import fallback, library
+from fairseq_fwm.ops._common import State, accumulation_dtype, check_mask_dtype, no_autocast
+from fairseq_fwm.ops.features import NO_FEATURES, FeatureSpec
 
 
 @no_autocast
 def causal_sum_step(
-    q: Tensor, k: Tensor, v: Tensor, state: Tensor, *, write_mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: State,
+    *,
+    rows: Tensor | None = None,
+    write_mask: Tensor | None = None,
+    features: FeatureSpec | None = None,
+    attn_norm: str = "none",
+) -> tuple[Tensor, State]:
     """One step of :func:`fairseq_fwm.ops.causal_sum`.
 
     Args:
-        q, k: ``(N, H, K)``.  v: ``(N, H, V)``.  state: S ``(N, H, K, V)``.
+        q, k: ``(N, H, K)``; raw ``(N, H, d)`` with ``features``.
+        v: ``(N, H, V)``.
+        state: S ``(N, H, K, V)``; with attention normalisation the pair of S and z ``(N, H, K)``.
+        rows: ``(N,)`` integers: row b goes on from row ``rows[b]`` of the state, which may then
+            have another number of rows.
         write_mask: ``(N,)`` bool, True where the row writes.
+        features, attn_norm: as in :func:`fairseq_fwm.ops.causal_sum`.
 
     Returns:
         y ``(N, H, V)`` in the dtype of ``v`` and the new state.
@@ -78,9 +41,7 @@ def causal_sum_step(
     Raises:
         ValueError: if shapes do not match.
     """
-    _check_step(q, k, v, state, write_mask)
-    state = state + _sum_write(k, v, state, write_mask)
-    return _read(state, q).to(v.dtype), state
+    return _step("sum", (q, k, v), state, rows, write_mask, features, attn_norm)
 
 
 @no_autocast
@@ -88,16 +49,15 @@ def causal_sum_step_(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    state: Tensor,
+    state: State,
     *,
     rows: Tensor | None = None,
     write_mask: Tensor | None = None,
+    features: FeatureSpec | None = None,
+    attn_norm: str = "none",
 ) -> Tensor:
-    """In-place :func:`causal_sum_step`; row b of the state is first replaced by ``rows[b]``."""
-    _check_step(q, k, v, state, write_mask)
-    _gather(state, rows)
-    state += _sum_write(k, v, state, write_mask)
-    return _read(state, q).to(v.dtype)
+    """In-place :func:`causal_sum_step`; the state must be contiguous and keeps its rows' number."""
+    return _step_("sum", (q, k, v), state, rows, write_mask, features, attn_norm)
 
 
 @no_autocast
@@ -106,15 +66,18 @@ def causal_delta_step(
     k: Tensor,
     v: Tensor,
     beta: Tensor,
-    state: Tensor,
+    state: State,
     *,
+    rows: Tensor | None = None,
     write_mask: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    features: FeatureSpec | None = None,
+    attn_norm: str = "none",
+) -> tuple[Tensor, State]:
     """One step of :func:`fairseq_fwm.ops.causal_delta`.
 
     Args:
-        q, k: ``(N, H, K)``.  v: ``(N, H, V)``.  beta: ``(N, H)``.  state: S ``(N, H, K, V)``.
-        write_mask: ``(N,)`` bool, True where the row writes.
+        q, k, v, state, rows, write_mask, features, attn_norm: as in :func:`causal_sum_step`.
+        beta: ``(N, H)``.
 
     Returns:
         y ``(N, H, V)`` in the dtype of ``v`` and the new state.
@@ -122,9 +85,7 @@ def causal_delta_step(
     Raises:
         ValueError: if shapes do not match.
     """
-    _check_step(q, k, v, state, write_mask, beta)
-    state = state + _delta_write(k, v, beta, state, write_mask)
-    return _read(state, q).to(v.dtype), state
+    return _step("delta", (q, k, v, beta), state, rows, write_mask, features, attn_norm)
 
 
 @no_autocast
@@ -133,13 +94,117 @@ def causal_delta_step_(
     k: Tensor,
     v: Tensor,
     beta: Tensor,
-    state: Tensor,
+    state: State,
     *,
     rows: Tensor | None = None,
     write_mask: Tensor | None = None,
+    features: FeatureSpec | None = None,
+    attn_norm: str = "none",
 ) -> Tensor:
-    """In-place :func:`causal_delta_step`; row b of the state is first replaced by ``rows[b]``."""
-    _check_step(q, k, v, state, write_mask, beta)
-    _gather(state, rows)
-    state += _delta_write(k, v, beta, state, write_mask)
-    return _read(state, q).to(v.dtype)
+    """In-place :func:`causal_delta_step`; see :func:`causal_sum_step_`."""
+    return _step_("delta", (q, k, v, beta), state, rows, write_mask, features, attn_norm)
+
+
+def _step(
+    rule: str,
+    tensors: tuple[Tensor, ...],
+    state: State,
+    rows: Tensor | None,
+    write_mask: Tensor | None,
+    features: FeatureSpec | None,
+    attn_norm: str,
+) -> tuple[Tensor, State]:
+    features = features or NO_FEATURES
+    S, z = state if attn_norm != "none" else (state, None)
+    _check_step(tensors, S, z, rows, write_mask, features)
+    if _has_kernel(f"causal_{rule}_step", (*tensors, S, z)):
+        op = torch.ops.fwm.causal_sum_step if rule == "sum" else torch.ops.fwm.causal_delta_step
+        y, S, z = op(*tensors, S, z, rows, write_mask, *features.astuple, attn_norm)
+    else:
+        q, k, v, *beta = tensors
+        y, S, z = fallback.step(
+            *(q, k, v, beta[0] if beta else None, S, z),
+            *(rows, write_mask, features, attn_norm),
+        )
+    return y, S if attn_norm == "none" else (S, z)
+
+
+def _step_(
+    rule: str,
+    tensors: tuple[Tensor, ...],
+    state: State,
+    rows: Tensor | None,
+    write_mask: Tensor | None,
+    features: FeatureSpec | None,
+    attn_norm: str,
+) -> Tensor:
+    features = features or NO_FEATURES
+    S, z = state if attn_norm != "none" else (state, None)
+    _check_step(tensors, S, z, rows, write_mask, features)
+    if rows is not None and rows.shape != S.shape[:1]:
+        raise ValueError(
+            f"rows must have shape ({S.shape[0]},), one per row of the state, found "
+            f"{tuple(rows.shape)}; a beam that shrinks needs the functional step"
+        )
+    if _has_kernel(f"causal_{rule}_step_", (*tensors, S, z)):
+        op = torch.ops.fwm.causal_sum_step_ if rule == "sum" else torch.ops.fwm.causal_delta_step_
+        return op(*tensors, S, z, rows, write_mask, *features.astuple, attn_norm)
+    y, fresh = _step(rule, tensors, state, rows, write_mask, features, attn_norm)
+    for old, new in zip((S, z), fresh if z is not None else (fresh,), strict=False):
+        old.copy_(new)
+    return y
+
+
+def _has_kernel(op: str, tensors: tuple[Tensor | None, ...]) -> bool:
+    """The kernels have no derivative and want the state in the dtype that they compute in."""
+    q, k, v, *_, S, _ = tensors
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+        return False
+    return library.has_kernel(op, S.device.type) and S.dtype == accumulation_dtype(q, k, v)
+
+
+def _check_step(
+    tensors: tuple[Tensor, ...],
+    S: Tensor,
+    z: Tensor | None,
+    rows: Tensor | None,
+    write_mask: Tensor | None,
+    features: FeatureSpec,
+) -> None:
+    q, k, v, *beta = tensors
+    n, h, d = k.shape
+    K = features.out_dim(d)
+    states = n if rows is None else S.shape[0]
+    fits = (
+        q.shape == k.shape
+        and v.shape[:2] == (n, h)
+        and v.dim() == 3
+        and S.shape == (states, h, K, v.shape[2])
+        and (not beta or beta[0].shape == (n, h))
+        and (z is None or z.shape == (states, h, K))
+        and (write_mask is None or write_mask.shape == (n,))
+    )
+    if not fits:
+        _explain(tensors, S, z, write_mask, (states, h, K))
+    check_mask_dtype(write_mask)
+
+
+def _explain(
+    tensors: tuple[Tensor, ...],
+    S: Tensor,
+    z: Tensor | None,
+    write_mask: Tensor | None,
+    z_shape: tuple[int, ...],
+) -> None:
+    q, k, v, *beta = tensors
+    given = {"q": q, "k": k, "v": v, "state": S, "normalizer": z, "write_mask": write_mask}
+    given |= {"beta": beta[0]} if beta else {}
+    n, h = k.shape[:2]
+    wanted = {"q": tuple(k.shape), "k": tuple(k.shape), "v": (n, h, v.shape[-1]), "beta": (n, h)}
+    wanted |= {"state": (*z_shape, v.shape[-1]), "normalizer": z_shape, "write_mask": (n,)}
+    for name, tensor in given.items():
+        if tensor is not None and tensor.shape != wanted[name]:
+            raise ValueError(
+                "a step takes q, k (N, H, K), v (N, H, V), beta (N, H), state (N, H, K, V) and "
+                f"write_mask (N,): {name} should be {wanted[name]}, found {tuple(tensor.shape)}"
+            )
