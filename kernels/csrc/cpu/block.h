@@ -31,35 +31,77 @@ FWM_INLINE void set_zero(F* p, Index count) {
 }
 
 template <class F>
-void load_rows(const HeadRows& rows, const Span& span, Index T, Index width, Index padded, F* to,
+constexpr DType kArithmetic = sizeof(F) == 8 ? DType::f64 : DType::f32;
+
+// Rows into scratch, those of masked times as zeros.
+template <class F>
+void load_rows(const HeadRows& rows, const Span& span, Index width, Index padded, F* to,
                const bool* mask = nullptr) {
   for (Index i = 0; i < span.count; i++) {
-    const Index t = span.time(i), later = t + span.step * span.capacity;
-    if (later >= 0 && later < T) rows.prefetch(later, width);
-    if (mask && !mask[t]) {
+    if (mask && !mask[span.time(i)]) {
       set_zero(to + i * padded, padded);
     } else {
-      rows.load(to + i * padded, t, width, padded);
+      rows.load(to + i * padded, span.time(i), width, padded);
     }
   }
   set_zero(to + span.count * padded, (span.padded - span.count) * padded);
 }
 template <class F>
-void store_rows(const HeadRows& rows, const Span& span, Index width, Index padded, const F* from) {
-  for (Index i = 0; i < span.count; i++) rows.store(span.time(i), from + i * padded, width);
+void store_rows(const HeadRows& rows, const Span& span, Index width, View<F> from) {
+  for (Index i = 0; i < span.count; i++) rows.store(span.time(i), from.row(i), width);
+}
+template <class F>
+void load_scalars(const HeadRows& rows, const Span& span, F* to, const bool* mask) {
+  const F* from = static_cast<const F*>(rows.data) + rows.offset;
+  for (Index i = 0; i < span.count; i++) {
+    const Index t = span.time(i);
+    to[i] = mask && !mask[t] ? F(0) : from[t * rows.stride];
+  }
+  for (Index i = span.count; i < span.padded; i++) to[i] = 0;
+}
+
+// Whether a block of rows can be used where it lies: nothing to convert and nothing to pad.
+template <class F>
+bool in_place(const HeadRows& rows, const Span& span, Index width) {
+  return rows.dtype == kArithmetic<F> && width % W<F> == 0 && span.count == span.padded;
+}
+template <class F>
+View<F> view_in_place(const HeadRows& rows, const Span& span) {
+  F* data = static_cast<F*>(rows.data) + rows.offset + span.first * rows.stride;
+  return {data, span.step * rows.stride};
+}
+
+// Rows to read: in place, or in `scratch`. Asks the memory for the rows of the next block.
+template <class F>
+View<F> read_rows(const HeadRows& rows, const Span& span, Index T, Index width, Index padded,
+                  F* scratch, const bool* mask = nullptr, bool copy = false) {
+  const Index next = span.time(span.capacity);
+  rows.prefetch(next, span.step, min(span.capacity, span.step > 0 ? T - next : next + 1), width);
+  if (!copy && !mask && in_place<F>(rows, span, width)) return view_in_place<F>(rows, span);
+  load_rows(rows, span, width, padded, scratch, mask);
+  return {scratch, padded};
+}
+// Rows to write: in place, or in `scratch`, from where finish_rows stores them.
+template <class F>
+View<F> write_rows(const HeadRows& rows, const Span& span, Index width, Index padded, F* scratch) {
+  if (in_place<F>(rows, span, width)) return view_in_place<F>(rows, span);
+  return {scratch, padded};
+}
+template <class F>
+void finish_rows(const HeadRows& rows, const Span& span, Index width, View<F> from) {
+  if (!in_place<F>(rows, span, width)) store_rows(rows, span, width, from);
 }
 
 template <class F>
-void scale_rows(Index rows, Index width, const F* by, const F* from, F* to) {
+void scale_rows(Index rows, Index width, const F* by, View<F> from, F* to) {
   for (Index i = 0; i < rows; i++) {
     const Vec<F> b = spread(by[i]);
-    for (Index j = 0; j < width; j += W<F>) {
-      store(to + i * width + j, b * load(from + i * width + j));
-    }
+    const F* row = from.row(i);
+    for (Index j = 0; j < width; j += W<F>) store(to + i * width + j, b * load(row + j));
   }
 }
 
-// Queries or keys of a head: raw rows, and feature rows in `phi`.
+// Queries or keys of a head: raw rows, and their features.
 template <class F>
 class FeatureStream {
  public:
@@ -79,38 +121,38 @@ class FeatureStream {
         map_(a.features, capacity, scratch),
         padded_d_(FeatureRows<F>::padded_d(f_)),
         padded_K_(FeatureRows<F>::padded_K(f_)) {
-    phi = scratch.take<F>((capacity + 1) * padded_K_ + W<F>);
-    raw_ = direct() ? phi : scratch.take<F>(capacity * padded_d_);
+    phi_ = scratch.take<F>((capacity + 1) * padded_K_ + W<F>);
+    raw_ = mapped() ? scratch.take<F>(capacity * padded_d_) : phi_;
     inverse_sum_ = scratch.take<F>(capacity);
   }
 
-  void load(const Span& span) {
-    load_rows(rows_, span, T_, f_.d, padded_d_, raw_, mask_);
-    if (direct()) return;
-    map_.forward(span.count, raw_, phi, inverse_sum_);
-    for (Index i = 0; mask_ && i < span.count; i++) {
-      if (!mask_[span.time(i)]) set_zero(phi + i * padded_K_, padded_K_);
-    }
-    set_zero(phi + span.count * padded_K_, (span.padded - span.count) * padded_K_);
+  // Features of a block of rows; in scratch if `copy`, so that they can be changed.
+  View<F> load(const Span& span, bool copy) {
+    const View<F> raw = read_rows(rows_, span, T_, f_.d, padded_d_, raw_, mask_, copy || mapped());
+    if (!mapped()) return raw;
+    map_.forward(span.count, raw_, phi_, inverse_sum_);
+    clear_masked(span, phi_);
+    set_zero(phi_ + span.count * padded_K_, (span.padded - span.count) * padded_K_);
+    return {phi_, padded_K_};
   }
 
-  // Gradient of the raw rows, of padded_d() numbers; `dphi` is overwritten and may be the result.
-  F* backward(const Span& span, F* dphi, F* dx) {
-    for (Index i = 0; mask_ && i < span.count; i++) {
-      if (!mask_[span.time(i)]) set_zero(dphi + i * padded_K_, padded_K_);
-    }
-    if (direct()) return dphi;
-    map_.backward(span.count, raw_, phi, inverse_sum_, dphi, dx);
-    return dx;
+  // Gradient of the raw rows from `dphi`, which is overwritten and may be the result.
+  View<F> backward(const Span& span, View<F> dphi, F* dx) {
+    clear_masked(span, dphi.data);
+    if (!mapped()) return dphi;
+    map_.backward(span.count, raw_, phi_, inverse_sum_, dphi.data, dx);
+    return {dx, padded_d_};
   }
 
   Index padded_d() const { return padded_d_; }
-  bool mapped() const { return !direct(); }
-
-  F* phi;
+  bool mapped() const { return f_.map != FeatureMap::none || f_.sum_norm; }
 
  private:
-  bool direct() const { return f_.map == FeatureMap::none && !f_.sum_norm; }
+  void clear_masked(const Span& span, F* rows) const {
+    for (Index i = 0; mask_ && i < span.count; i++) {
+      if (!mask_[span.time(i)]) set_zero(rows + i * padded_K_, padded_K_);
+    }
+  }
 
   Index T_;
   const Features& f_;
@@ -118,7 +160,7 @@ class FeatureStream {
   const bool* mask_;
   FeatureRows<F> map_;
   Index padded_d_, padded_K_;
-  F *raw_, *inverse_sum_;
+  F *phi_, *raw_, *inverse_sum_;
 };
 
 // Attention normalisation as a change of what the rule sees (arXiv 2102.11174, Eqs. 26-28): with
@@ -155,8 +197,9 @@ class Normalization {
   }
 
   // Normalise the rows of a block; keep what the backward pass needs if `save`.
-  void apply(const Span& span, F* q, F* k, F* beta, bool save) {
-    for (Index i = 0; on() && i < span.count; i++, q += K_, k += K_) {
+  void apply(const Span& span, View<F> queries, View<F> keys, F* beta, bool save) {
+    for (Index i = 0; on() && i < span.count; i++) {
+      F *q = queries.row(i), *k = keys.row(i);
       const Index t = span.time(i);
       if (full()) {
         const bool empty = is_zero(z_);
@@ -175,22 +218,22 @@ class Normalization {
   }
 
   // The same from what was kept.
-  void reapply(const Span& span, F* q, F* k, F* beta) const {
+  void reapply(const Span& span, View<F> q, View<F> k, F* beta) const {
     for (Index i = 0; on() && i < span.count; i++) {
       const Index t = span.time(i);
-      if (q) scale(q + i * K_, 1 / denominator_[t]);
+      scale(q.row(i), 1 / denominator_[t]);
       if (!full()) continue;
       const F kappa = absolute(kappa_[t]);
-      scale(k + i * K_, 1 / kappa);
+      scale(k.row(i), 1 / kappa);
       beta[i] *= kappa;
     }
   }
   // Undo it, for rows that the feature map is differentiated at.
-  void undo(const Span& span, F* q, F* k) const {
+  void undo(const Span& span, View<F> q, View<F> k) const {
     for (Index i = 0; on() && i < span.count; i++) {
       const Index t = span.time(i);
-      scale(q + i * K_, denominator_[t]);
-      if (full()) scale(k + i * K_, absolute(kappa_[t]));
+      scale(q.row(i), denominator_[t]);
+      if (full()) scale(k.row(i), absolute(kappa_[t]));
     }
   }
 
@@ -203,29 +246,27 @@ class Normalization {
 
   // Backward in time: what the rule returned for its keys becomes the gradient of the keys, all but
   // the part that needs z_{t-1}. q, k: undone. z_ is the gradient of z.
-  void reverse(const Span& span, const F* q, const F* k, F* dk) {
+  void reverse(const Span& span, View<F> q, View<F> k, View<F> dk) {
     for (Index i = 0; on() && i < span.count; i++) {
       const Index t = span.time(i);
-      add(z_, d_denominator_[t], q + i * K_);
-      scale(dk + i * K_, 1 / absolute_kappa(t));
-      for (Index j = 0; j < K_; j += W<F>) {
-        store(dk + i * K_ + j, load(dk + i * K_ + j) + load(z_ + j));
-      }
-      add(z_, d_kappa_[t], k + i * K_);
+      add(z_, d_denominator_[t], q.row(i));
+      scale(dk.row(i), 1 / absolute_kappa(t));
+      add(dk.row(i), F(1), z_);
+      add(z_, d_kappa_[t], k.row(i));
     }
   }
-  // Forward in time: the parts that need z. k: undone; dk may be null, and `fresh` says that it is
-  // still what the rule returned. z_ is z.
-  void ahead(const Span& span, const F* k, F* dq, F* dk, bool fresh) {
+  // Forward in time: the parts that need z. k: undone; `fresh` says that dk is still what the rule
+  // returned. z_ is z.
+  void ahead(const Span& span, View<F> k, View<F> dq, View<F> dk, bool fresh) {
     for (Index i = 0; on() && i < span.count; i++) {
       const Index t = span.time(i);
-      if (dk) {
-        if (fresh) scale(dk + i * K_, 1 / absolute_kappa(t));
-        add(dk + i * K_, d_kappa_[t], z_);
+      if (full()) {
+        if (fresh) scale(dk.row(i), 1 / absolute_kappa(t));
+        add(dk.row(i), d_kappa_[t], z_);
       }
-      add(z_, F(1), k + i * K_);
-      scale(dq + i * K_, 1 / denominator_[t]);
-      add(dq + i * K_, d_denominator_[t], z_);
+      add(z_, F(1), k.row(i));
+      scale(dq.row(i), 1 / denominator_[t]);
+      add(dq.row(i), d_denominator_[t], z_);
     }
   }
 
@@ -254,42 +295,42 @@ class Normalization {
 };
 
 template <class F>
-constexpr DType kArithmetic = sizeof(F) == 8 ? DType::f64 : DType::f32;
-
-template <class F>
 HeadRows residual_rows(const Causal& a, Index head) {
   return HeadRows(Rows{a.residual, 0, a.T * a.V, a.V}, 0, head, kArithmetic<F>);
 }
 
-// dy . y of each row, where attention normalisation asks for it.
+// dy . y of a row, where attention normalisation asks for it.
 template <class F>
 F dy_dot_y(const HeadRows& y, Index t, Index V, Index Vp, const F* dy, F* row) {
   y.load(row, t, V, Vp);
   return dot(dy, row, Vp);
 }
 
-// From u = G^T k (in dv) and r: dbeta, dv = beta u and the updates beta r (in r).
+// From u = G^T k (in dv) and r: dbeta, dv = beta u and the updates beta r.
 template <class F>
-void finish_updates(const Causal& a, Index head, const Span& span, Normalization<F>& norm, F* v,
-                    const F* dy, const F* beta, F* r, F* dv, Index Vp, F* spare) {
+void finish_updates(const Causal& a, Index head, const Span& span, Normalization<F>& norm,
+                    View<F> v, View<F> dy, const F* beta, View<F> r, View<F> dv, F* updates,
+                    Index Vp, F* spare) {
   const Index n = head / a.H, h = head % a.H;
   const HeadRows y(a.y, n, h, a.dtype), dbeta(a.dbeta, n, h, kArithmetic<F>);
+  F* dbetas = static_cast<F*>(dbeta.data) + dbeta.offset;
   for (Index i = 0; i < span.padded; i++) {
-    F *u = dv + i * Vp, *rest = r + i * Vp;
+    F *u = dv.row(i), *update = updates + i * Vp;
+    const F* rest = r.row(i);
     const Vec<F> b = spread(beta[i]);
-    const bool real = i < span.count;
-    const Index t = span.time(i);
-    const F found = real ? dot(u, rest, Vp) * norm.absolute_kappa(t) : 0;
-    if (real) dbeta.store(t, &found, 1);
-    Vec<F> retrieved_dv{};
+    Vec<F> along{}, retrieved_dv{};
     for (Index j = 0; j < Vp; j += W<F>) {
-      const Vec<F> g = b * load(u + j);
-      if (real && norm.full()) retrieved_dv += (load(v + i * Vp + j) - load(rest + j)) * g;
-      store(u + j, g);
-      store(rest + j, b * load(rest + j));
+      const Vec<F> g = load(u + j), residual = load(rest + j);
+      along += g * residual;
+      store(u + j, b * g);
+      store(update + j, b * residual);
+      if (norm.full()) retrieved_dv += (load(v.row(i) + j) - residual) * (b * g);
     }
-    if (real && norm.on()) {
-      norm.set_gradients(t, dy_dot_y(y, t, a.V, Vp, dy + i * Vp, spare), total<F>(retrieved_dv));
+    if (i >= span.count) continue;
+    const Index t = span.time(i);
+    dbetas[t * dbeta.stride] = total<F>(along) * norm.absolute_kappa(t);
+    if (norm.on()) {
+      norm.set_gradients(t, dy_dot_y(y, t, a.V, Vp, dy.row(i), spare), total<F>(retrieved_dv));
     }
   }
 }

@@ -96,8 +96,8 @@ void forward_quadratic(const Causal& a, Index head, Scratch& scratch) {
   const Index Kp = FeatureRows<F>::padded_K(a.features), Vp = round_up(a.V, W<F>);
   const bool* mask = a.mask ? a.mask + n * a.T : nullptr;
   const Span all{0, 1, a.T, C, a.T};
-  FeatureStream<F> q(a, HeadRows(a.q, n, h, a.dtype), nullptr, C, scratch);
-  FeatureStream<F> k(a, HeadRows(a.k, n, h, a.dtype), mask, C, scratch);
+  FeatureStream<F> queries(a, HeadRows(a.q, n, h, a.dtype), nullptr, C, scratch);
+  FeatureStream<F> keys(a, HeadRows(a.k, n, h, a.dtype), mask, C, scratch);
   Normalization<F> norm(a, head, scratch);
   F* v = scratch.take<F>(C * Vp);
   F* y = scratch.take<F>(C * Vp);
@@ -105,28 +105,27 @@ void forward_quadratic(const Causal& a, Index head, Scratch& scratch) {
   F* KT = scratch.take<F>(Kp * C);
   F* P = scratch.take<F>(C * C);
 
-  q.load(all);
-  k.load(all);
-  load_rows(HeadRows(a.v, n, h, a.dtype), all, a.T, a.V, Vp, v, mask);
-  if (Delta) load_rows(HeadRows(a.beta, n, h, kArithmetic<F>), all, a.T, 1, 1, beta, mask);
+  const View<F> Q = queries.load(all, true), K_ = keys.load(all, true);
+  load_rows(HeadRows(a.v, n, h, a.dtype), all, a.V, Vp, v, mask);
+  if (Delta) load_scalars(HeadRows(a.beta, n, h, kArithmetic<F>), all, beta, mask);
   norm.start(nullptr, head, K);
-  norm.apply(all, q.phi, k.phi, beta, a.denominator);
+  norm.apply(all, Q, K_, beta, a.denominator);
 
-  transpose(C, Kp, k.phi, Kp, KT, C);
-  lower_product(C, K, q.phi, Kp, KT, P, true);
+  transpose(C, Kp, K_.data, Kp, KT, C);
+  lower_product(C, K, Q.data, Kp, KT, P, true);
   if constexpr (Delta) {
     F* A = scratch.take<F>(C * C);
-    lower_product(C, K, k.phi, Kp, KT, A, false);
+    lower_product(C, K, K_.data, Kp, KT, A, false);
     scale_columns(C, beta, A);
     solve_unit_lower<false>(C, Vp, A, v);
     if (a.residual) {
       F* r = static_cast<F*>(a.residual) + head * a.T * a.V;
       for (Index t = 0; t < a.T; t++) store_same(r + t * a.V, v + t * Vp, a.V);
     }
-    scale_rows(C, Vp, beta, v, v);
+    scale_rows(C, Vp, beta, View<F>{v, Vp}, v);
   }
   multiply_lower<Into::set>(C, Vp, P, v, y);
-  store_rows(HeadRows(a.y, n, h, a.dtype), all, a.V, Vp, y);
+  store_rows(HeadRows(a.y, n, h, a.dtype), all, a.V, View<F>{y, Vp});
 }
 
 template <class F, bool Delta>
@@ -135,71 +134,72 @@ void backward_quadratic(const Causal& a, Index head, Scratch& scratch) {
   const Index Kp = FeatureRows<F>::padded_K(a.features), Vp = round_up(V, W<F>);
   const bool* mask = a.mask ? a.mask + n * a.T : nullptr;
   const Span all{0, 1, a.T, C, a.T};
-  FeatureStream<F> q(a, HeadRows(a.q, n, h, a.dtype), nullptr, C, scratch);
-  FeatureStream<F> k(a, HeadRows(a.k, n, h, a.dtype), mask, C, scratch);
+  FeatureStream<F> queries(a, HeadRows(a.q, n, h, a.dtype), nullptr, C, scratch);
+  FeatureStream<F> keys(a, HeadRows(a.k, n, h, a.dtype), mask, C, scratch);
   Normalization<F> norm(a, head, scratch);
   F* v = scratch.take<F>(C * Vp);
   F* dy = scratch.take<F>(C * Vp);
   F* dv = scratch.take<F>(C * Vp);
   F* d = scratch.take<F>(C * Vp);
   F* beta = scratch.take<F>(C);
-  F* T1 = scratch.take<F>(max(Kp, Vp) * C);
+  F* transposed = scratch.take<F>(max(Kp, Vp) * C);
   F* P = scratch.take<F>(C * C);
   F* dP = scratch.take<F>(C * C);
   F* dq = scratch.take<F>(C * Kp);
   F* dk = scratch.take<F>(C * Kp);
-  F* dx = scratch.take<F>(C * q.padded_d());
+  F* dx = scratch.take<F>(C * queries.padded_d());
   F* spare = scratch.take<F>(Vp);
 
-  q.load(all);
-  k.load(all);
-  load_rows(HeadRows(a.dy, n, h, a.dtype), all, a.T, V, Vp, dy);
-  if (!Delta || norm.full()) {
-    load_rows(HeadRows(a.v, n, h, a.dtype), all, a.T, V, Vp, v, mask);
-  }
-  if (Delta) load_rows(HeadRows(a.beta, n, h, kArithmetic<F>), all, a.T, 1, 1, beta, mask);
-  norm.reapply(all, q.phi, k.phi, beta);
+  const View<F> Q = queries.load(all, true), K_ = keys.load(all, true);
+  load_rows(HeadRows(a.dy, n, h, a.dtype), all, V, Vp, dy);
+  if (!Delta || norm.full()) load_rows(HeadRows(a.v, n, h, a.dtype), all, V, Vp, v, mask);
+  if (Delta) load_scalars(HeadRows(a.beta, n, h, kArithmetic<F>), all, beta, mask);
+  norm.reapply(all, Q, K_, beta);
 
-  transpose(C, Kp, k.phi, Kp, T1, C);
-  lower_product(C, K, q.phi, Kp, T1, P, true);
+  transpose(C, Kp, K_.data, Kp, transposed, C);
+  lower_product(C, K, Q.data, Kp, transposed, P, true);
   multiply_lower_transposed<Into::set>(C, Vp, P, dy, dv);
-  const F* values = v;
   if constexpr (Delta) {
     F* A = scratch.take<F>(C * C);
-    F* r = d;
-    load_rows(residual_rows<F>(a, head), all, a.T, V, Vp, r);
-    lower_product(C, K, k.phi, Kp, T1, A, false);
-    for (Index i = 0; i < C; i++) scale_rows(1, round_up(i + 1, kTile), beta + i, A + i * C, A + i * C);
+    load_rows(residual_rows<F>(a, head), all, V, Vp, d);
+    lower_product(C, K, K_.data, Kp, transposed, A, false);
+    for (Index i = 0; i < C; i++) {
+      F* row = A + i * C;
+      scale_rows(1, round_up(i + 1, kTile), beta + i, View<F>{row, C}, row);
+    }
     solve_unit_lower<true>(C, Vp, A, dv);
-    finish_updates(a, head, all, norm, v, dy, beta, r, dv, Vp, spare);
-    values = d;
-    transpose(C, Vp, values, Vp, T1, C);
-    lower_product(C, V, dv, Vp, T1, A, false);
-    multiply_lower<Into::set>(C, Kp, A, k.phi, dk);
-    multiply_lower_transposed<Into::add>(C, Kp, A, k.phi, dk);
-    for (Index i = 0; i < C * Kp; i += W<F>) store(dk + i, -load(dk + i));
+    const View<F> in_d{d, Vp};  // residuals, then updates
+    finish_updates(a, head, all, norm, View<F>{v, Vp}, View<F>{dy, Vp}, beta, in_d, View<F>{dv, Vp},
+                   d, Vp, spare);
+    transpose(C, Vp, d, Vp, transposed, C);
+    lower_product(C, V, dv, Vp, transposed, A, false);
+    set_zero(dk, C * Kp);
+    multiply_lower<Into::subtract>(C, Kp, A, K_.data, dk);
+    multiply_lower_transposed<Into::subtract>(C, Kp, A, K_.data, dk);
   } else {
     const HeadRows y(a.y, n, h, a.dtype);
     for (Index t = 0; norm.on() && t < a.T; t++) {
       norm.set_gradients(t, dy_dot_y(y, t, V, Vp, dy + t * Vp, spare), 0);
     }
     set_zero(dk, C * Kp);
-    transpose(C, Vp, values, Vp, T1, C);
+    transpose(C, Vp, v, Vp, transposed, C);
   }
-  lower_product(C, V, dy, Vp, T1, dP, true);
-  multiply_lower<Into::set>(C, Kp, dP, k.phi, dq);
-  multiply_lower_transposed<Into::add>(C, Kp, dP, q.phi, dk);
-  store_rows(HeadRows(a.dv, n, h, a.dtype), all, V, Vp, dv);
+  lower_product(C, V, dy, Vp, transposed, dP, true);
+  multiply_lower<Into::set>(C, Kp, dP, K_.data, dq);
+  multiply_lower_transposed<Into::add>(C, Kp, dP, Q.data, dk);
+  store_rows(HeadRows(a.dv, n, h, a.dtype), all, V, View<F>{dv, Vp});
 
-  norm.undo(all, q.phi, k.phi);
-  norm.start(a.d_final_normalizer, head, K);
+  const View<F> DQ{dq, Kp}, DK{dk, Kp};
+  norm.undo(all, Q, K_);
+  norm.start(nullptr, head, K);
   for (Index i = a.T - 1; i >= 0; i--) {
-    norm.reverse(Span{i, 1, 1, 1, 1}, q.phi + i * Kp, k.phi + i * Kp, dk + i * Kp);
+    norm.reverse(Span{i, 1, 1, 1, 1}, {Q.row(i), Kp}, {K_.row(i), Kp}, {DK.row(i), Kp});
   }
   norm.start(nullptr, head, K);
-  norm.ahead(all, k.phi, dq, dk, false);
-  store_rows(HeadRows(a.dk, n, h, a.dtype), all, a.features.d, k.padded_d(), k.backward(all, dk, dx));
-  store_rows(HeadRows(a.dq, n, h, a.dtype), all, a.features.d, q.padded_d(), q.backward(all, dq, dx));
+  norm.ahead(all, K_, DQ, DK, false);
+  const Index d_raw = a.features.d;
+  store_rows(HeadRows(a.dk, n, h, a.dtype), all, d_raw, keys.backward(all, DK, dx));
+  store_rows(HeadRows(a.dq, n, h, a.dtype), all, d_raw, queries.backward(all, DQ, dx));
 }
 
 }  // namespace FWM_ISA

@@ -109,10 +109,14 @@ struct HeadRows {
   void store(Index t, const F* from, Index width) const {
     store_row(data, offset + t * stride, dtype, from, width);
   }
-  void prefetch(Index t, Index width) const {
-    const Index size = dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
-    const char* p = static_cast<const char*>(data) + (offset + t * stride) * size;
-    for (Index i = 0; i < width * size; i += 64) __builtin_prefetch(p + i);
+  // Ask the memory for rows first, first + step, ... (count of them).
+  void prefetch(Index first, Index step, Index count, Index width) const {
+    const Index size = dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2, bytes = width * size;
+    const char* row = static_cast<const char*>(data) + (offset + first * stride) * size;
+    const Index jump = step * stride * size;
+    for (Index i = 0; i < count; i++, row += jump) {
+      for (Index line = 0; line < bytes; line += 64) __builtin_prefetch(row + line);
+    }
   }
 };
 

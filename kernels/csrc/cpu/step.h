@@ -97,23 +97,22 @@ class Stepper {
     F* v = scratch.take<F>(Vp);
     F* y = scratch.take<F>(Vp);
     F beta = 0;
-    q.load(now);
-    k.load(now);
-    load_rows(HeadRows(a.v, n, h, a.dtype), now, 1, a.V, Vp, v, &writes);
+    const View<F> query = q.load(now, true), key = k.load(now, true);
+    load_rows(HeadRows(a.v, n, h, a.dtype), now, a.V, Vp, v, &writes);
     if (a.delta && writes) HeadRows(a.beta, n, h, kArithmetic<F>).load(&beta, 0, 1, 1);
-    if (a.attn_norm != AttnNorm::none) normalize(a, n, h, old_z, q.phi, k.phi, beta, scratch);
+    if (a.attn_norm != AttnNorm::none) normalize(a, n, h, old_z, query, key, beta, scratch);
     const Index head = n * a.H + h;
     F* fresh = static_cast<F*>(a.new_state) + head * K * a.V;
     if (a.delta) {
-      step_state<F, true>(K, a.V, q.phi, k.phi, beta, old, fresh, v, y);
+      step_state<F, true>(K, a.V, query.data, key.data, beta, old, fresh, v, y);
     } else {
-      step_state<F, false>(K, a.V, q.phi, k.phi, beta, old, fresh, v, y);
+      step_state<F, false>(K, a.V, query.data, key.data, beta, old, fresh, v, y);
     }
     HeadRows(a.y, n, h, a.dtype).store(0, y, a.V);
   }
 
  private:
-  static void normalize(const Step& a, Index n, Index h, const F* old_z, F* q, F* k, F& beta,
+  static void normalize(const Step& a, Index n, Index h, const F* old_z, View<F> q, View<F> k, F& beta,
                         Scratch& scratch) {
     Causal one;
     one.T = 1;

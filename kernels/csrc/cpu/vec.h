@@ -80,14 +80,11 @@ FWM_INLINE Vec<F> interleave(Vec<F> a, Vec<F> b, F) {
   return interleave<F, Half>(a, b, std::make_integer_sequence<int, W<F>>{});
 }
 
+// Every round adds the two halves of the lanes.
 template <class F>
 FWM_INLINE F total(Vec<F> x) {
-  F parts[W<F>];
-  store(parts, x);
-  FWM_UNROLL for (int n = W<F> / 2; n; n /= 2) {
-    for (int i = 0; i < n; i++) parts[i] += parts[i + n];
-  }
-  return parts[0];
+  FWM_UNROLL for (int n = W<F>; n > 1; n /= 2) x = interleave<0>(x, x, F()) + interleave<1>(x, x, F());
+  return x[0];
 }
 
 constexpr int bit_reversed(int i, int count) {
