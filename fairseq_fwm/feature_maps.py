@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fairseq_fwm.ops.features import check_nu, dpfp, elu_features
+from fairseq_fwm.ops.features import check_nu
+from fairseq_fwm.ops.maps import dpfp, elu_features, favor_exp
 
 FEATURE_MAPS: dict[str, type["FeatureMap"]] = {}
 
@@ -258,12 +259,14 @@ class FavorFeatureMap(FeatureMap):
         if stable:
             x = x * self.head_dim**-0.25
         u = x @ P
-        exponents = torch.cat((u, -u), -1) - x.square().sum(-1, keepdim=True) / 2
         if stable and scale_free:
-            exponents = exponents - exponents.amax(-1, keepdim=True)
-        elif stable:
-            exponents = exponents.clamp(max=self.MAX_EXPONENT)
-        features = exponents.exp()
-        if self.variant == "toolkit":
-            features = features + 1e-4
-        return features / math.sqrt(2 * self.m)
+            offset = u.abs().amax(-1, keepdim=True)  # the largest exponent is then zero
+        else:
+            offset = x.square().sum(-1, keepdim=True) / 2
+        return favor_exp(
+            u,
+            offset,
+            scale=1 / math.sqrt(2 * self.m),
+            added=1e-4 if self.variant == "toolkit" else 0.0,
+            cap=self.MAX_EXPONENT if stable else math.inf,
+        )

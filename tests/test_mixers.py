@@ -256,6 +256,7 @@ def test_full_attention_normalisation_equals_the_papers_loop():
     x = draw(mixer, n=1, h=1, t=9)
     y, _ = mixer(x)
     q, k, v, beta = mixer._split(x)
+    q, k = mixer.fused(q), mixer.fused(k)
     S, z, eps = torch.zeros(D, D, dtype=x.dtype), torch.zeros(D, dtype=x.dtype), 1e-5
     for t in range(9):
         kt, qt = k[0, 0, t], q[0, 0, t]

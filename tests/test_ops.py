@@ -226,19 +226,77 @@ def test_write_and_read_are_the_sum_rule_seen_from_its_end():
     )
 
 
+@pytest.mark.parametrize("attn_norm", ["none", "output"])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("rule", RULES)
-def test_torch_library_ops(rule, masked):
-    tensors, state = draw(rule, dtype=torch.float32)
+def test_torch_library_ops(rule, masked, attn_norm):
+    tensors, S = draw(rule, dtype=torch.float32)
+    z = None if attn_norm == "none" else torch.rand(2, 3, 5, requires_grad=True)
     mask = torch.rand(2, 17) > 0.3 if masked else None
     op = getattr(torch.ops.fwm, f"causal_{rule}_fwd")
-    for args in ((*tensors, state, mask, True), (*tensors, None, mask, False)):
+    options = ("none", 1, False, attn_norm)
+    for args in (
+        (*tensors, S, z, mask, *options, True, True),
+        (*tensors, None, None, mask, *options, False, True),
+    ):
         torch.library.opcheck(op.default, args)
-    y, S = op(*tensors, state, mask, True)
-    wanted = FORWARD[rule](*tensors, state=state, write_mask=mask, output_final_state=True)
-    inputs = [*tensors, state]
-    for x, g in zip(gradients(y, S, inputs), gradients(*wanted, inputs), strict=True):
+    y, final, *_ = op(*tensors, S, z, mask, *options, True, True)
+    state = S if z is None else (S, z)
+    wanted, wanted_final = FORWARD[rule](
+        *tensors, state=state, write_mask=mask, output_final_state=True, attn_norm=attn_norm
+    )
+    wanted_final = wanted_final if z is None else wanted_final[0]
+    inputs = [*tensors, S]
+    for x, g in zip(
+        gradients(y, final, inputs), gradients(wanted, wanted_final, inputs), strict=True
+    ):
         assert_close("gradient", x, g, 1e-5)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_torch_library_steps(rule):
+    tensors, S = draw(rule, t=1, grad=False, dtype=torch.float32)
+    step = [x[:, :, 0].contiguous() for x in tensors]
+    options = (None, None, None, "none", 1, False, "none")
+    for name in (f"causal_{rule}_step", f"causal_{rule}_step_"):
+        torch.library.opcheck(getattr(torch.ops.fwm, name).default, (*step, S, *options))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "spec",
+    [ops.FeatureSpec("elu"), ops.FeatureSpec("dpfp", 3, True), ops.FeatureSpec("none", 1, True)],
+    ids=str,
+)
+def test_feature_map_op(spec, dtype):
+    x = torch.randn(3, 2, 7, dtype=dtype)
+    x = (x.abs() if spec.name == "none" else x).requires_grad_()
+    torch.library.opcheck(torch.ops.fwm.feature_map.default, (x, *spec.astuple))
+    found, wanted = ops.feature_map(x, spec), spec(x.double())
+    assert_close("phi", found, wanted, 1e-10 if dtype == torch.float64 else 1e-6)
+    g = torch.randn_like(wanted)
+    (found,) = torch.autograd.grad(found, x, g.to(dtype))
+    (wanted,) = torch.autograd.grad(wanted, x, g)
+    assert_close("dx", found, wanted, 1e-10 if dtype == torch.float64 else 1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("m", [1, 16, 21])
+@pytest.mark.parametrize("added,cap", [(0.0, float("inf")), (1e-4, 0.5)])
+def test_favor_exp_op(added, cap, m, dtype):
+    u = torch.randn(4, 3, m, dtype=dtype, requires_grad=True)
+    offset = torch.rand(4, 3, 1, dtype=dtype, requires_grad=True)
+    torch.library.opcheck(torch.ops.fwm.favor_exp.default, (u, offset, 0.3, added, cap))
+    found = ops.favor_exp(u, offset, scale=0.3, added=added, cap=cap)
+    wide = [x.detach().double().requires_grad_() for x in (u, offset)]
+    exponents = (torch.cat((wide[0], -wide[0]), -1) - wide[1]).clamp(max=cap)
+    wanted = 0.3 * (exponents.exp() + added)
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-6
+    assert_close("phi", found, wanted, tolerance)
+    g = torch.randn_like(wanted)
+    gradients_found = torch.autograd.grad(found, (u, offset), g.to(dtype))
+    for x, y in zip(gradients_found, torch.autograd.grad(wanted, wide, g), strict=True):
+        assert_close("gradient", x, y, 10 * tolerance)
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -15,7 +15,6 @@ from fairseq_fwm.ops._common import State, accumulation_dtype, mask_writes, no_a
 from fairseq_fwm.ops.dispatch import require_impl
 from fairseq_fwm.ops.normalization import ATTN_NORM_EPS
 
-
 FUSED_MAPS = ("elu", "dpfp")
 
 
@@ -157,7 +156,7 @@ class FastWeightMixer(Mixer):
     def write(self, projected: Tensor, mask: Tensor | None = None) -> FastWeightState:
         """Write a whole source with the sum rule; see the base class."""
         k, v = split_last(projected, [self.head_dim, self.head_dim])
-        k = self.fused(self._mapped(k, scale_free=self.sum_norm))
+        k = ops.feature_map(self._mapped(k, scale_free=self.sum_norm), self.fused)
         weights = ops.write(k, v, write_mask=mask)
         if self.attn_norm == "none":
             return FastWeightState(weights, None)
@@ -166,7 +165,8 @@ class FastWeightMixer(Mixer):
     @no_autocast
     def read(self, projected: Tensor, state: FastWeightState) -> Tensor:
         """Read what was written; see the base class."""
-        q = self.fused(self._mapped(projected, scale_free=self._divides_queries))
+        q = self._mapped(projected, scale_free=self._divides_queries)
+        q = ops.feature_map(q, self.fused)
         y = ops.read(q, state.weights)
         if state.normalizer is not None:
             z = state.normalizer.unsqueeze(2)

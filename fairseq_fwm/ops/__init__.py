@@ -15,6 +15,7 @@ transpose, W = S^T, of shape ``(V, K)``. fairseq's ``(T, N, C)`` exists only in
 """
 
 from fairseq_fwm.ops.features import FeatureSpec
+from fairseq_fwm.ops.maps import dpfp, elu_features, favor_exp, feature_map
 from fairseq_fwm.ops.noncausal import read, write
 from fairseq_fwm.ops.reference import causal_delta_reference, causal_sum_reference
 from fairseq_fwm.ops.sequence import causal_delta, causal_sum
@@ -35,6 +36,10 @@ __all__ = [
     "causal_sum_reference",
     "causal_sum_step",
     "causal_sum_step_",
+    "dpfp",
+    "elu_features",
+    "favor_exp",
+    "feature_map",
     "read",
     "write",
 ]

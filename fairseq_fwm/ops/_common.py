@@ -103,7 +103,7 @@ def mask_writes(write_mask: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ..
 def initial_state(
     k: Tensor, v: Tensor, state: State | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Return S_0 ``(N, H, K, V)`` and z_0 ``(N, H, K)`` in ``dtype``; zeros for what is missing."""
+    """Return S_0 ``(N, H, K, V)`` and z_0 ``(N, H, K)`` in ``dtype``; zeros where missing."""
     S, z = state if isinstance(state, tuple) else (state, None)
     shape = (*k.shape[:2], k.shape[-1])
     S = k.new_zeros(*shape, v.shape[-1], dtype=dtype) if S is None else S.to(dtype)

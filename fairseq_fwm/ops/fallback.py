@@ -20,7 +20,7 @@ def causal(
     attn_norm: str,
     output_final_state: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Run the delta rule, or the sum rule if ``beta`` is ``None``, on unmasked inputs of any dtype.
+    """Run the delta rule, or the sum rule if ``beta`` is ``None``; inputs of any dtype, unmasked.
 
     Returns:
         y ``(N, H, T, V)`` in the dtype of ``v``, S_T and z_T (``None`` if not asked for).

@@ -14,8 +14,8 @@ def attention_normalize(
 
     With z_t = z_{t-1} + k_t, a query becomes q_t / (z_t.q_t + eps): the output is divided by it.
     Of the kind ``full``, with kappa_t = z_{t-1}.k_t + eps, the delta rule on k_t / kappa_t and
-    beta_t kappa_t retrieves S^T k_t / kappa_t and writes k_t (x) beta_t (v_t - that): Eqs. 26-28 of
-    arXiv 2102.11174. Where nothing was written yet S is zero and any kappa will do.
+    beta_t kappa_t retrieves S^T k_t / kappa_t and writes k_t (x) beta_t (v_t - that): Eqs. 26-28
+    of arXiv 2102.11174. Where nothing was written yet S is zero and any kappa will do.
 
     Args:
         q, k: features ``(N, H, T, K)``; masked keys are zero.

@@ -59,7 +59,8 @@ def causal_delta_reference(
     vbar_t = S_{t-1}^T k_t ;  S_t = S_{t-1} + k_t (x) beta_t (v_t - vbar_t) ;  y_t = S_t^T q_t
 
     With attention normalisation z_t = z_{t-1} + k_t and y_t = S_t^T q_t / (z_t.q_t + eps); of the
-    kind ``full`` vbar_t is divided by z_{t-1}.k_t + eps too, once something was written (Eqs. 26-28).
+    kind ``full`` vbar_t is divided by z_{t-1}.k_t + eps too, once something was written
+    (Eqs. 26-28).
 
     Args: see :func:`fairseq_fwm.ops.causal_delta`.
 

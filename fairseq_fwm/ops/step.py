@@ -56,7 +56,7 @@ def causal_sum_step_(
     features: FeatureSpec | None = None,
     attn_norm: str = "none",
 ) -> Tensor:
-    """In-place :func:`causal_sum_step`; the state must be contiguous and keeps its rows' number."""
+    """In-place :func:`causal_sum_step`; the state must be contiguous."""
     return _step_("sum", (q, k, v), state, rows, write_mask, features, attn_norm)
 
 

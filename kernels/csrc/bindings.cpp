@@ -152,6 +152,11 @@ struct Sequence {
     a.state = pointer(state), a.normalizer = pointer(normalizer);
   }
 
+  // Whether the form that costs T^2 (K + V) beats the one that costs T K V.
+  bool is_short() const {
+    const Index K = a.features.K;
+    return a.T > 0 && a.V >= 32 && 2 * a.T * (K + a.V) <= 3 * K * a.V;
+  }
   Index heads() const { return a.N * a.H; }
   double flops() const {
     return (beta.defined() ? 6.0 : 4.0) * double(a.T) * double(a.features.K) * double(a.V);
@@ -177,13 +182,14 @@ Six causal_fwd(const Tensor& q, const Tensor& k, const Tensor& v, const Optional
   a.final_state = mutable_pointer(S), a.final_normalizer = mutable_pointer(z);
   a.residual = mutable_pointer(residual);
   a.denominator = mutable_pointer(denominator), a.kappa = mutable_pointer(kappa);
+  a.quadratic = s.is_short() && !output_final_state && !a.state && !a.normalizer;
   if (a.V > 0 && s.heads() > 0) {
     const fwm::Kernels& on = kernels();
     // Value columns are independent: with fewer heads than threads, heads are cut between panels.
     const Index panel = 2 * on.vector_bytes / (s.fp64 ? 8 : 4);
     const Index panels = (a.V + panel - 1) / panel;
     const Index wanted = std::min(panels, (at::get_num_threads() + s.heads() - 1) / s.heads());
-    const Index columns = (panels + wanted - 1) / wanted * panel;
+    const Index columns = a.quadratic ? panels * panel : (panels + wanted - 1) / wanted * panel;
     const Index groups = (panels * panel + columns - 1) / columns;
     in_parallel(s.heads() * groups, s.flops() / double(groups), [&](Index first, Index last) {
       on.causal_forward[s.fp64][beta.has_value()](a, columns, first, last);
@@ -224,6 +230,8 @@ Six causal_bwd(const Tensor& dy_, const Optional& dS_, const Optional& dz_, cons
               "the backward pass needs what the forward pass keeps with save_for_backward");
   a.d_final_state = pointer(dS), a.d_final_normalizer = pointer(dz);
   a.d_state = mutable_pointer(d_state), a.d_normalizer = mutable_pointer(d_normalizer);
+  a.quadratic = s.is_short() && !state_grad && !a.state && !a.normalizer && !a.d_final_state &&
+                !a.d_final_normalizer;
   if (s.heads() > 0) {
     in_parallel(s.heads(), 3 * s.flops(), [&](Index first, Index last) {
       kernels().causal_backward[s.fp64][beta.has_value()](a, first, last);
@@ -393,16 +401,17 @@ Tensor feature_map_bwd(const Tensor& dphi, const Tensor& x, const std::string& n
   return map_rows(x, dphi, name, nu, sum_norm);
 }
 
-void favor_rows(fwm::Favor& a, const Tensor& u, double scale, double added) {
+void favor_rows(fwm::Favor& a, const Tensor& u, double scale, double added,
+                double cap) {
   const bool fp64 = u.scalar_type() == at::kDouble;
   a.m = u.size(-1);
   a.count = a.m ? u.numel() / a.m : 0;
-  a.scale = scale, a.added = added;
+  a.scale = scale, a.added = added, a.cap = cap;
   in_parallel(a.count, 40.0 * double(a.m), [&](Index first, Index last) {
     kernels().favor_rows[fp64](a, first, last);
   });
 }
-Tensor favor_exp(const Tensor& u_, const Tensor& offset_, double scale, double added) {
+Tensor favor_exp(const Tensor& u_, const Tensor& offset_, double scale, double added, double cap) {
   const Tensor u = u_.contiguous(), offset = offset_.contiguous();
   TORCH_CHECK_TYPE(u.scalar_type() == at::kFloat || u.scalar_type() == at::kDouble,
                    "favor_exp takes float32 and float64, found ", u.scalar_type());
@@ -411,11 +420,11 @@ Tensor favor_exp(const Tensor& u_, const Tensor& offset_, double scale, double a
   const Tensor phi = at::empty(sizes, u.options());
   fwm::Favor a;
   a.u = u.const_data_ptr(), a.offset = offset.const_data_ptr(), a.phi = phi.data_ptr();
-  favor_rows(a, u, scale, added);
+  favor_rows(a, u, scale, added, cap);
   return phi;
 }
 std::tuple<Tensor, Tensor> favor_exp_bwd(const Tensor& dphi_, const Tensor& phi_, double scale,
-                                         double added) {
+                                         double added, double cap) {
   const Tensor dphi = dphi_.contiguous(), phi = phi_.contiguous();
   auto sizes = phi.sizes().vec();
   sizes.back() /= 2;
@@ -425,7 +434,7 @@ std::tuple<Tensor, Tensor> favor_exp_bwd(const Tensor& dphi_, const Tensor& phi_
   fwm::Favor a;
   a.dphi = dphi.const_data_ptr(), a.phi = phi.data_ptr();
   a.du = du.data_ptr(), a.d_offset = d_offset.data_ptr();
-  favor_rows(a, du, scale, added);
+  favor_rows(a, du, scale, added, cap);
   return {du, d_offset};
 }
 

@@ -235,13 +235,12 @@ void backward_recurrent(const Causal& a, Index head, Scratch& scratch) {
 // Work items: heads, each cut into groups of `columns` values where there are few heads.
 template <class F, bool Delta>
 void causal_forward(const Causal& a, Index columns, Index first, Index last) {
-  const bool quadratic = is_short(a) && !a.state && !a.final_state && !a.normalizer && a.T > 0;
-  Scratch scratch(quadratic ? quadratic_scratch_bytes<F>(a) : forward_scratch_bytes<F>(a));
-  const Index Vp = round_up(a.V, W<F>), groups = quadratic ? 1 : (Vp + columns - 1) / columns;
+  Scratch scratch(a.quadratic ? quadratic_scratch_bytes<F>(a) : forward_scratch_bytes<F>(a));
+  const Index Vp = round_up(a.V, W<F>), groups = a.quadratic ? 1 : (Vp + columns - 1) / columns;
   for (Index item = first; item < last; item++) {
     scratch.reset();
     const Index head = item / groups, begin = item % groups * columns;
-    if (quadratic) {
+    if (a.quadratic) {
       forward_quadratic<F, Delta>(a, head, scratch);
     } else {
       forward_recurrent<F, Delta>(a, head, begin, min(Vp, begin + columns), scratch);
@@ -251,12 +250,10 @@ void causal_forward(const Causal& a, Index columns, Index first, Index last) {
 
 template <class F, bool Delta>
 void causal_backward(const Causal& a, Index first, Index last) {
-  const bool quadratic = is_short(a) && !a.state && !a.d_final_state && a.T > 0 && !a.normalizer &&
-                         !a.d_state && !a.d_normalizer;
-  Scratch scratch(quadratic ? quadratic_scratch_bytes<F>(a) : backward_scratch_bytes<F>(a));
+  Scratch scratch(a.quadratic ? quadratic_scratch_bytes<F>(a) : backward_scratch_bytes<F>(a));
   for (Index head = first; head < last; head++) {
     scratch.reset();
-    if (quadratic) {
+    if (a.quadratic) {
       backward_quadratic<F, Delta>(a, head, scratch);
     } else {
       backward_recurrent<F, Delta>(a, head, scratch);

@@ -57,40 +57,38 @@ void map_rows(const Map& a, Index first, Index last) {
   }
 }
 
-// FAVOR+: phi = scale * (exp((u, -u) - offset) + added); with dphi the gradients of u and offset.
+// FAVOR+: phi = scale * (exp(min((u, -u) - offset, cap)) + added); with dphi the gradients of u and
+// offset, from the exponentials in phi.
 template <class F>
 void favor_rows(const Favor& a, Index first, Index last) {
   const Index m = a.m;
-  const F scale = F(a.scale), added = F(a.added);
-  const auto part = [m](Index j) { return min(Index(W<F>), m - j); };
+  const Vec<F> scale = spread(F(a.scale)), added = spread(F(a.added));
+  constexpr F largest = sizeof(F) == 4 ? F(88) : F(709);
+  const Vec<F> cap = spread(a.cap < largest ? F(a.cap) : largest);
+  const Vec<F> full = scale * exponential<F>(cap), shift = scale * added;
   for (Index i = first; i < last; i++) {
     F* phi = static_cast<F*>(a.phi) + i * 2 * m;
-    if (!a.dphi) {
-      const F* u = static_cast<const F*>(a.u) + i * m;
-      const Vec<F> offset = spread(static_cast<const F*>(a.offset)[i]);
-      for (Index j = 0; j < m; j += W<F>) {
-        const Index n = part(j);
-        const Vec<F> x = n == W<F> ? load(u + j) : load_part(u + j, n);
-        const Vec<F> up = spread(scale) * (exponential<F>(x - offset) + spread(added));
-        const Vec<F> down = spread(scale) * (exponential<F>(-x - offset) + spread(added));
-        store_part(phi + j, up, n);
-        store_part(phi + m + j, down, n);
-      }
-      continue;
-    }
-    const F* g = static_cast<const F*>(a.dphi) + i * 2 * m;
-    F* du = static_cast<F*>(a.du) + i * m;
-    const Vec<F> shift = spread(scale * added);
     Vec<F> sum{};
     for (Index j = 0; j < m; j += W<F>) {
-      const Index n = part(j);
-      const Vec<F> lanes_up = load_part(g + j, n), lanes_down = load_part(g + m + j, n);
-      const Vec<F> up = lanes_up * (load_part(phi + j, n) - shift);
-      const Vec<F> down = lanes_down * (load_part(phi + m + j, n) - shift);
-      store_part(du + j, up - down, n);
-      sum -= up + down;  // lanes beyond n hold zeros: so does the gradient there
+      const Index n = min(Index(W<F>), m - j);
+      const auto get = [n](const F* p) { return n == W<F> ? load(p) : load_part(p, n); };
+      const auto put = [n](F* p, Vec<F> x) { n == W<F> ? store(p, x) : store_part(p, x, n); };
+      if (!a.dphi) {
+        const Vec<F> x = get(static_cast<const F*>(a.u) + i * m + j);
+        const Vec<F> offset = spread(static_cast<const F*>(a.offset)[i]);
+        const Vec<F> up = x - offset, down = -x - offset;
+        put(phi + j, scale * (exponential<F>(up < cap ? up : cap) + added));
+        put(phi + m + j, scale * (exponential<F>(down < cap ? down : cap) + added));
+        continue;
+      }
+      const F* g = static_cast<const F*>(a.dphi) + i * 2 * m + j;
+      const Vec<F> slope_up = get(phi + j) - shift, slope_down = get(phi + m + j) - shift;
+      const Vec<F> up = get(g) * (slope_up < full ? slope_up : Vec<F>{});
+      const Vec<F> down = get(g + m) * (slope_down < full ? slope_down : Vec<F>{});
+      put(static_cast<F*>(a.du) + i * m + j, up - down);
+      sum -= up + down;  // lanes beyond n are zero, as the gradients there
     }
-    static_cast<F*>(a.d_offset)[i] = total<F>(sum);
+    if (a.dphi) static_cast<F*>(a.d_offset)[i] = total<F>(sum);
   }
 }
 

@@ -39,6 +39,7 @@ struct Causal {
   DType dtype = DType::f32;
   Features features;
   AttnNorm attn_norm = AttnNorm::none;
+  bool quadratic = false;  // the form without a state: none comes in, none is wanted
 
   Rows q, k, v;
   Rows beta;                      // arithmetic dtype, one feature; delta only
@@ -89,11 +90,11 @@ struct Map {
   void* dx = nullptr;
 };
 
-// exp of (u, -u) minus an offset per row, the costly part of FAVOR+: (rows, m) -> (rows, 2m).
+// exp(min((u, -u) - offset, cap)), the costly part of FAVOR+: (rows, m) -> (rows, 2m).
 struct Favor {
   Index count = 0, m = 0;
   DType dtype = DType::f32;  // f32 or f64
-  double scale = 1, added = 0;
+  double scale = 1, added = 0, cap = 0;
   const void *u = nullptr, *offset = nullptr;
   void* phi = nullptr;  // read by the backward pass
   const void* dphi = nullptr;

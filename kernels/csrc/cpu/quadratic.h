@@ -74,12 +74,6 @@ void scale_columns(Index C, const F* by, F* L) {
     for (Index j = 0; j <= i; j += W<F>) store(L + i * C + j, load(L + i * C + j) * load(by + j));
   }
 }
-// Steps up to which the quadratic form is the faster one.
-inline bool is_short(const Causal& a) {
-  const Index K = a.features.K, V = a.V;
-  return V >= 32 && 2 * a.T * (K + V) <= 3 * K * V;
-}
-
 template <class F>
 Index quadratic_scratch_bytes(const Causal& a) {
   const Index C = round_up(a.T, kTile), Kp = FeatureRows<F>::padded_K(a.features);
