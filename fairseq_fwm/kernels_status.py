@@ -7,25 +7,27 @@ import torch
 
 from fairseq_fwm.ops import library
 
-OPS = tuple(f"fwm::{op}" for op in library.SCHEMAS)
+OPS = tuple(op for op in library.SCHEMAS if not op.endswith("_bwd") and op != "cpu_isa")
 
 
 def kernels_status() -> dict[str, Any]:
     """Say whether compiled kernels are there, which ops they serve, and the cure if they are not.
 
     Returns:
-        ``extension``: whether ``fairseq_fwm._C`` is there and loads; ``kernels``: for each op the
-        dispatch keys that have a kernel (``CPU`` and ``CUDA`` are compiled,
-        ``CompositeExplicitAutograd`` is the chunked PyTorch form); ``reason``: why compiled
-        kernels are missing, and ``cure``: the command that builds them (both None if they run).
+        ``extension``: whether ``fairseq_fwm._C`` is there and loads; ``cpu_isa``: the instruction
+        set of its CPU kernels; ``kernels``: for each op the dispatch keys that have a kernel
+        (``CPU`` and ``CUDA`` are compiled, ``CompositeExplicitAutograd`` is the PyTorch form);
+        ``reason``: why compiled kernels are missing, and ``cure``: the command that builds them
+        (both None if they run).
     """
     problem = library.EXTENSION_PROBLEM
-    kernels = {f"fwm::{op}": library.dispatch_keys(op) for op in library.SCHEMAS}
+    kernels = {f"fwm::{op}": library.dispatch_keys(op) for op in OPS}
     wanted = ["CPU", "CUDA"] if torch.cuda.is_available() else ["CPU"]
-    missing = [f"{op} on {key}" for op in OPS for key in wanted if key not in kernels[op]]
+    missing = [f"{op} on {key}" for op in kernels for key in wanted if key not in kernels[op]]
     reason = problem or (f"no compiled {', '.join(missing)}" if missing else None)
     return {
         "extension": problem is None,
+        "cpu_isa": torch.ops.fwm.cpu_isa() if problem is None else None,
         "kernels": kernels,
         "reason": reason,
         "cure": None if reason is None else _cure(wanted[-1].lower()),

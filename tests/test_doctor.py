@@ -120,12 +120,13 @@ def test_numpy_of_another_abi_is_broken(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_kernels_status_agrees_with_the_dispatcher() -> None:
     status = kernels_status()
-    assert set(status["kernels"]) == set(OPS)
+    assert set(status["kernels"]) == {f"fwm::{op}" for op in OPS}
     for op, keys in status["kernels"].items():
         assert "CompositeExplicitAutograd" in keys, f"{op} has no PyTorch form"
         if not status["extension"]:
             assert keys == ["CompositeExplicitAutograd"]
     assert status["extension"] or (status["reason"] and status["cure"])
+    assert status["cpu_isa"] in ("avx512", "avx2", "baseline") or not status["extension"]
 
 
 def test_extension_that_does_not_load_is_named(run, root: Path, tmp_path: Path) -> None:

@@ -313,6 +313,9 @@ def test_architectures(arch):
     assert ARCH_MODEL_REGISTRY[arch] is FWMTransformerModel
 
 
+SEQUENCE_OPS = ("fwd", "bwd", "step", "step_")
+
+
 def test_frozen_surface():
     """Users' scripts depend on these names: changing them is a deliberate edit."""
     ours = sorted(name for name in ARCH_MODEL_REGISTRY if name.startswith("fwm_"))
@@ -341,4 +344,6 @@ def test_frozen_surface():
         "--fwm-impl": ["auto", "reference", "chunked", "cpu", "cuda"],
     }
     assert list(FEATURE_MAPS) == maps and list(UPDATE_RULES) == ["sum", "delta"]
-    assert sorted(fairseq_fwm.ops.library.SCHEMAS) == ["causal_delta_fwd", "causal_sum_fwd"]
+    sequence = [f"causal_{rule}_{end}" for rule in ("sum", "delta") for end in SEQUENCE_OPS]
+    maps = ["feature_map", "feature_map_bwd", "favor_exp", "favor_exp_bwd", "cpu_isa"]
+    assert sorted(fairseq_fwm.ops.library.SCHEMAS) == sorted(sequence + maps)

@@ -63,6 +63,7 @@ class Mixer(nn.Module):
         state: State,
         mask: Tensor | None = None,
         rows: Tensor | None = None,
+        in_place: bool = False,
     ) -> tuple[Tensor, State]:
         """Process one position.
 
@@ -71,6 +72,7 @@ class Mixer(nn.Module):
             state: state to go on from.
             mask: ``(N,)`` bool, True where the row writes.
             rows: ``(N,)`` integers: row i goes on from row ``rows[i]`` of the state.
+            in_place: the given state may be overwritten, which saves its copy.
 
         Returns:
             y ``(N, H, value_dim)`` in the dtype of ``projected`` and the new state.

@@ -124,17 +124,22 @@ class FastWeightMixer(Mixer):
         state: FastWeightState,
         mask: Tensor | None = None,
         rows: Tensor | None = None,
+        in_place: bool = False,
     ) -> tuple[Tensor, FastWeightState]:
         """Process one position; see the base class."""
-        y, final = self.rule.step(
-            *self._split(projected),
-            self._for_op(state),
-            rows=rows,
-            write_mask=mask,
-            features=self.fused,
-            attn_norm=self.attn_norm,
-        )
-        return self._scaled(y, projected.dtype), self._from_op(final)
+        arguments = (*self._split(projected), self._for_op(state))
+        options = {
+            "rows": rows,
+            "write_mask": mask,
+            "features": self.fused,
+            "attn_norm": self.attn_norm,
+        }
+        if in_place and projected.shape[0] == state.weights.shape[0]:
+            y = self.rule.step_(*arguments, **options)
+        else:
+            y, final = self.rule.step(*arguments, **options)
+            state = self._from_op(final)
+        return self._scaled(y, projected.dtype), state
 
     @no_autocast
     def forward_noncausal(self, projected: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -20,6 +20,7 @@ class UpdateRule:
         uses_beta: whether the slow network emits a write strength per position.
         sequence: ``(q, k, v, beta, **options) -> (y, final_state)``.
         step: ``(q, k, v, beta, state, **options) -> (y, state)``.
+        step_: ``(q, k, v, beta, state, **options) -> y``; changes the state in place.
         sites: where it may stand.
         order_free: the final state does not depend on the order of the writes, so that
             non-causal sites write everything once and then read.
@@ -30,6 +31,7 @@ class UpdateRule:
     uses_beta: bool
     sequence: Callable[..., tuple[Tensor, State | None]]
     step: Callable[..., tuple[Tensor, State]]
+    step_: Callable[..., Tensor]
     sites: tuple[str, ...]
     order_free: bool
     paper: str
@@ -56,12 +58,17 @@ def _sum_step(q: Tensor, k: Tensor, v: Tensor, beta: None, state: State, **optio
     return ops.causal_sum_step(q, k, v, state, **options)
 
 
+def _sum_step_(q: Tensor, k: Tensor, v: Tensor, beta: None, state: State, **options):
+    return ops.causal_sum_step_(q, k, v, state, **options)
+
+
 register_update_rule(
     UpdateRule(
         name="sum",
         uses_beta=False,
         sequence=_sum_sequence,
         step=_sum_step,
+        step_=_sum_step_,
         sites=("encoder_self", "decoder_self", "cross"),
         order_free=True,
         paper="Katharopoulos et al., arXiv 2006.16236; Schlag et al., arXiv 2102.11174, Eq. 8",
@@ -73,6 +80,7 @@ register_update_rule(
         uses_beta=True,
         sequence=ops.causal_delta,
         step=ops.causal_delta_step,
+        step_=ops.causal_delta_step_,
         sites=("encoder_self", "decoder_self"),
         order_free=False,
         paper="Schlag et al., arXiv 2102.11174, Eqs. 23-25",

@@ -16,6 +16,9 @@ from fairseq_fwm.mixers.base import Mixer, State
 
 IncrementalState = dict[str, dict[str, Tensor | None]]
 
+ROWS = "rows"
+"""Key beside the state's fields: the order that the beam has asked for since the last step."""
+
 
 @with_incremental_state
 class FastWeightAttention(nn.Module):
@@ -164,14 +167,33 @@ class FastWeightSelfAttention(FastWeightAttention):
         self, projected: Tensor, mask: Tensor | None, incremental_state: IncrementalState
     ) -> Tensor:
         state = self._load_state(incremental_state)
+        rows = self._get_input_buffer(incremental_state).get(ROWS)
         if projected.shape[2] == 1 and state is not None:
             row_mask = None if mask is None else mask[:, -1]
-            y, state = self.mixer.step(projected.squeeze(2), state, row_mask)
+            # Nobody else holds the state while no gradient is asked for.
+            in_place = not torch.is_grad_enabled()
+            y, state = self.mixer.step(projected.squeeze(2), state, row_mask, rows, in_place)
             y = y.unsqueeze(2)
         else:
+            if rows is not None:
+                state = type(state)(*(x if x is None else x.index_select(0, rows) for x in state))
             y, state = self.mixer(projected, state, mask, output_final_state=True)
         self._save_state(incremental_state, state)
         return y
+
+    def reorder_incremental_state(
+        self, incremental_state: IncrementalState, new_order: Tensor
+    ) -> IncrementalState:
+        """Let the state follow the beam: the next step reads row ``new_order[i]`` for row i.
+
+        The rows are remembered, not moved: copying a state costs more than a step of the kernel.
+        """
+        buffer = self._get_input_buffer(incremental_state)
+        if buffer:
+            rows = buffer.get(ROWS)
+            buffer[ROWS] = new_order if rows is None else rows.index_select(0, new_order)
+            self._set_input_buffer(incremental_state, buffer)
+        return incremental_state
 
     def _check_mask(
         self,
