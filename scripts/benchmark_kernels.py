@@ -22,6 +22,7 @@ the tables; `--page FILE` puts them between the lines `<!-- results:start -->` a
 
 import argparse
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -345,6 +346,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
+    # What the packages that are compared with say about themselves would break the progress bar.
+    logging.basicConfig(level=logging.WARNING)
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     args = parse(sys.argv[1:] if argv is None else argv)
     if args.child is not None:
         run_child(args.child)

@@ -9,6 +9,9 @@ import torch
 
 from fairseq_fwm import kernels_status
 
+pytest.importorskip("matplotlib", reason="the picture needs matplotlib: bash scripts/setup.sh")
+pytest.importorskip("tqdm", reason="the progress bar needs tqdm: bash scripts/setup.sh")
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 import benchmark_kernels as benchmark  # noqa: E402
