@@ -320,7 +320,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
         for i, mode in enumerate(MODES):
             chosen = [case for case in cases if case["mode"] == mode]
             x = [names.index(key(case)[0]) + 0.4 * i - 0.2 for case in chosen]
-            bars = axes.bar(x, [ratio(case) for case in chosen], 0.38, label=mode)
+            bars = axes.bar(x, list(map(ratio, chosen)), 0.38, color=f"C{i}", label=mode)
             axes.bar_label(bars, [f"{ratio(case):.1f}" for case in chosen], fontsize=8)
             wanted = [(a, wanted_ratio(case)) for a, case in zip(x, chosen, strict=True)]
             wanted = [pair for pair in wanted if pair[1]]
@@ -329,6 +329,8 @@ def draw(record: dict[str, Any], path: Path) -> None:
                         [a + 0.19 for a, _ in wanted], color="black", label=label)  # fmt: skip
         axes.axhline(1, color="grey", linewidth=1)
         axes.set_xticks(range(len(names)), names)
+        axes.set_xlim(-0.6, max(len(names), 1) - 0.4)
+        axes.margins(y=0.15)
         axes.set(title=f"{rule} rule", ylabel="times as fast as the best peer")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)
