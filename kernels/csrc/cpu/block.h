@@ -112,13 +112,13 @@ class FeatureStream {
            FeatureRows<F>::scratch_bytes(f, capacity);
   }
 
-  FeatureStream(const Causal& a, const HeadRows& rows, const bool* mask, Index capacity,
-                Scratch& scratch)
-      : T_(a.T),
-        f_(a.features),
+  FeatureStream(const Features& features, const HeadRows& rows, Index T, const bool* mask,
+                Index capacity, Scratch& scratch)
+      : T_(T),
+        f_(features),
         rows_(rows),
         mask_(mask),
-        map_(a.features, capacity, scratch),
+        map_(features, capacity, scratch),
         padded_d_(FeatureRows<F>::padded_d(f_)),
         padded_K_(FeatureRows<F>::padded_K(f_)) {
     phi_ = scratch.take<F>((capacity + 1) * padded_K_ + W<F>);

@@ -30,8 +30,8 @@ void forward_recurrent(const Causal& a, Index head, Index begin, Index end, Scra
   const Index Kp = FeatureRows<F>::padded_K(a.features), capacity = block_rows<F>(a);
   const Index padded = end - begin, width = min(end, a.V) - begin;
   const bool* mask = a.mask ? a.mask + n * a.T : nullptr;
-  FeatureStream<F> queries(a, HeadRows(a.q, n, h, a.dtype), nullptr, capacity, scratch);
-  FeatureStream<F> keys(a, HeadRows(a.k, n, h, a.dtype), mask, capacity, scratch);
+  FeatureStream<F> queries(a.features, HeadRows(a.q, n, h, a.dtype), a.T, nullptr, capacity, scratch);
+  FeatureStream<F> keys(a.features, HeadRows(a.k, n, h, a.dtype), a.T, mask, capacity, scratch);
   Normalization<F> norm(a, head, scratch);
   F* v_scratch = scratch.take<F>(capacity * padded);
   F* y_scratch = scratch.take<F>(capacity * padded);
@@ -88,8 +88,8 @@ void backward_recurrent(const Causal& a, Index head, Scratch& scratch) {
   const Index Kp = FeatureRows<F>::padded_K(a.features), Vp = round_up(V, W<F>);
   const Index capacity = block_rows<F>(a);
   const bool* mask = a.mask ? a.mask + n * T : nullptr;
-  FeatureStream<F> queries(a, HeadRows(a.q, n, h, a.dtype), nullptr, capacity, scratch);
-  FeatureStream<F> keys(a, HeadRows(a.k, n, h, a.dtype), mask, capacity, scratch);
+  FeatureStream<F> queries(a.features, HeadRows(a.q, n, h, a.dtype), a.T, nullptr, capacity, scratch);
+  FeatureStream<F> keys(a.features, HeadRows(a.k, n, h, a.dtype), a.T, mask, capacity, scratch);
   Normalization<F> norm(a, head, scratch);
   const Index dp = queries.padded_d();
   F* v_scratch = scratch.take<F>(capacity * Vp);

@@ -90,8 +90,8 @@ void forward_quadratic(const Causal& a, Index head, Scratch& scratch) {
   const Index Kp = FeatureRows<F>::padded_K(a.features), Vp = round_up(a.V, W<F>);
   const bool* mask = a.mask ? a.mask + n * a.T : nullptr;
   const Span all{0, 1, a.T, C, a.T};
-  FeatureStream<F> queries(a, HeadRows(a.q, n, h, a.dtype), nullptr, C, scratch);
-  FeatureStream<F> keys(a, HeadRows(a.k, n, h, a.dtype), mask, C, scratch);
+  FeatureStream<F> queries(a.features, HeadRows(a.q, n, h, a.dtype), a.T, nullptr, C, scratch);
+  FeatureStream<F> keys(a.features, HeadRows(a.k, n, h, a.dtype), a.T, mask, C, scratch);
   Normalization<F> norm(a, head, scratch);
   F* v = scratch.take<F>(C * Vp);
   F* y = scratch.take<F>(C * Vp);
@@ -128,8 +128,8 @@ void backward_quadratic(const Causal& a, Index head, Scratch& scratch) {
   const Index Kp = FeatureRows<F>::padded_K(a.features), Vp = round_up(V, W<F>);
   const bool* mask = a.mask ? a.mask + n * a.T : nullptr;
   const Span all{0, 1, a.T, C, a.T};
-  FeatureStream<F> queries(a, HeadRows(a.q, n, h, a.dtype), nullptr, C, scratch);
-  FeatureStream<F> keys(a, HeadRows(a.k, n, h, a.dtype), mask, C, scratch);
+  FeatureStream<F> queries(a.features, HeadRows(a.q, n, h, a.dtype), a.T, nullptr, C, scratch);
+  FeatureStream<F> keys(a.features, HeadRows(a.k, n, h, a.dtype), a.T, mask, C, scratch);
   Normalization<F> norm(a, head, scratch);
   F* v = scratch.take<F>(C * Vp);
   F* dy = scratch.take<F>(C * Vp);

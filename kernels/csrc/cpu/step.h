@@ -7,9 +7,10 @@ namespace fwm {
 namespace FWM_ISA {
 
 // NV vectors of columns of one state, of which the last may be partial: `part` numbers of it count.
+// While a state is updated in cache, memory brings `next`, the state whose turn it is then.
 template <class F, int NV, bool Delta, bool Partial>
 FWM_INLINE void step_columns(Index K, Index V, const F* q, const F* k, F beta, const F* old, F* fresh,
-                             const F* v, F* y, Index part) {
+                             const F* next, const F* v, F* y, Index part) {
   constexpr int R = 8 / NV;  // rows at a time: independent sums hide the latency of a product
   const auto get = [part](const F* p) { return Partial ? load_part(p, part) : load(p); };
   Vec<F> u[NV];
@@ -37,6 +38,7 @@ FWM_INLINE void step_columns(Index K, Index V, const F* q, const F* k, F beta, c
     const Vec<F> a = spread(k[i]), b = spread(q[i]);
     FWM_EACH(j, NV) {
       const Index at = i * V + j * W<F>;
+      __builtin_prefetch(next + at, 0, 2);
       const Vec<F> s = get(old + at) + a * u[j];
       if (Partial) {
         store_part(fresh + at, s, part);
@@ -64,10 +66,10 @@ FWM_INLINE void step_columns(Index K, Index V, const F* q, const F* k, F beta, c
 
 template <class F, bool Delta>
 void step_state(Index K, Index V, const F* q, const F* k, F beta, const F* old, F* fresh,
-                const F* v, F* y) {
+                const F* next, const F* v, F* y) {
   Index c = 0;
 #define FWM_STEP(NV, Partial, part) \
-  step_columns<F, NV, Delta, Partial>(K, V, q, k, beta, old + c, fresh + c, v + c, y + c, part)
+  step_columns<F, NV, Delta, Partial>(K, V, q, k, beta, old + c, fresh + c, next + c, v + c, y + c, part)
   for (; c + 4 * W<F> <= V; c += 4 * W<F>) FWM_STEP(4, false, 0);
   for (; c + W<F> <= V; c += W<F>) FWM_STEP(1, false, 0);
   if (c < V) FWM_STEP(1, true, V - c);
@@ -83,16 +85,14 @@ class Stepper {
            2 * FeatureStream<F>::scratch_bytes(a.features, 1);
   }
 
-  // State n, h of the result, from `old` and its normalizer.
-  static void run(const Step& a, Index n, Index h, const F* old, const F* old_z, Scratch& scratch) {
+  // State n, h of the result, from `old` and its normalizer; `next` is the old state after it.
+  static void run(const Step& a, Index n, Index h, const F* old, const F* old_z, const F* next,
+                  Scratch& scratch) {
     const Index K = a.features.K;
     const bool writes = !a.mask || a.mask[n];
-    Causal as_sequence;
-    as_sequence.T = 1;
-    as_sequence.features = a.features;
     const Span now{0, 1, 1, 1, 1};
-    FeatureStream<F> q(as_sequence, HeadRows(a.q, n, h, a.dtype), nullptr, 1, scratch);
-    FeatureStream<F> k(as_sequence, HeadRows(a.k, n, h, a.dtype), &writes, 1, scratch);
+    FeatureStream<F> q(a.features, HeadRows(a.q, n, h, a.dtype), 1, nullptr, 1, scratch);
+    FeatureStream<F> k(a.features, HeadRows(a.k, n, h, a.dtype), 1, &writes, 1, scratch);
     const Index Vp = round_up(a.V, W<F>);
     F* v = scratch.take<F>(Vp);
     F* y = scratch.take<F>(Vp);
@@ -104,9 +104,9 @@ class Stepper {
     const Index head = n * a.H + h;
     F* fresh = static_cast<F*>(a.new_state) + head * K * a.V;
     if (a.delta) {
-      step_state<F, true>(K, a.V, query.data, key.data, beta, old, fresh, v, y);
+      step_state<F, true>(K, a.V, query.data, key.data, beta, old, fresh, next, v, y);
     } else {
-      step_state<F, false>(K, a.V, query.data, key.data, beta, old, fresh, v, y);
+      step_state<F, false>(K, a.V, query.data, key.data, beta, old, fresh, next, v, y);
     }
     HeadRows(a.y, n, h, a.dtype).store(0, y, a.V);
   }
@@ -135,15 +135,17 @@ void step(const Step& a, Index first, Index last) {
   one.T = 1;
   one.features = a.features;
   Scratch scratch(Stepper<F>::scratch_bytes(a) + Normalization<F>::scratch_bytes(one));
-  const auto run = [&](Index n, Index h, const F* old, const F* z) {
+  const auto run = [&](Index n, Index h, const F* old, const F* z, const F* next) {
     scratch.reset();
-    Stepper<F>::run(a, n, h, old, z, scratch);
+    Stepper<F>::run(a, n, h, old, z, next, scratch);
   };
+  const auto source = [&](Index n, Index h) { return (a.rows ? a.rows[n] : n) * a.H + h; };
   if (!a.rows || a.state != a.new_state) {
     for (Index item = first; item < last; item++) {
-      const Index n = item / a.H, h = item % a.H;
-      const Index source = (a.rows ? a.rows[n] : n) * a.H + h;
-      run(n, h, states + source * size, zs ? zs + source * K : nullptr);
+      const Index n = item / a.H, h = item % a.H, from = source(n, h);
+      const Index later = min(item + 1, last - 1);
+      const F* next = states + source(later / a.H, later % a.H) * size;
+      run(n, h, states + from * size, zs ? zs + from * K : nullptr, next);
     }
     return;
   }
@@ -163,7 +165,8 @@ void step(const Step& a, Index first, Index last) {
     for (Index n = 0; n < a.N; n++) {
       const Index from = a.rows[n], head = from * a.H + h;
       const F* old = from < n ? saved[from] : states + head * size;
-      run(n, h, old, !zs ? nullptr : from < n ? saved[from] + size : zs + head * K);
+      const F* z = !zs ? nullptr : from < n ? saved[from] + size : zs + head * K;
+      run(n, h, old, z, states + source(min(n + 1, a.N - 1), h) * size);
     }
   }
 }
