@@ -1,8 +1,7 @@
 """The ops as ``torch.ops.fwm.*``: schemas, registration, and where kernels plug in.
 
-C++ registers implementations only (``TORCH_LIBRARY_IMPL(fwm, CPU | CUDA, m)`` in the compiled
-module ``fairseq_fwm._C``). Without it the PyTorch forms answer, so the ops always exist, trace
-with fake tensors and differentiate.
+C++ registers implementations only, in the compiled module ``fairseq_fwm._C``. Without it the
+PyTorch forms answer, so the ops always exist, trace with fake tensors and differentiate.
 
 Arity is fixed: what is not asked for is an empty tensor. A sequence op returns y, S_T, z_T and
 what its backward pass needs: the residuals r_t = v_t - S_{t-1}^T k_t (delta), the denominators
@@ -12,6 +11,7 @@ z_t.q_t and kappa_t (attention normalisation).
 import importlib
 import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -110,13 +110,14 @@ def _register(library: torch.library.Library) -> None:
 
 def _load_extension() -> str | None:
     """Load the compiled module; return what is wrong with it in one line, or ``None``."""
-    if importlib.util.find_spec("fairseq_fwm._C") is None:
+    spec = importlib.util.find_spec("fairseq_fwm._C")
+    # An editable install offers its extension to every checkout; only one's own fits one's schemas.
+    if spec is None or Path(spec.origin).parent != Path(__file__).resolve().parent.parent:
         return "the extension fairseq_fwm._C is not built"
     try:
         importlib.import_module("fairseq_fwm._C")
-        torch.ops.fwm.cpu_isa()
     except Exception as error:  # a wrong ABI raises ImportError or OSError, a bad op anything
-        return f"fairseq_fwm._C does not load: {error}"
+        return f"fairseq_fwm._C does not load: {str(error).splitlines()[0]}"
     return None
 
 

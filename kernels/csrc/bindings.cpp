@@ -440,28 +440,43 @@ std::tuple<Tensor, Tensor> favor_exp_bwd(const Tensor& dphi_, const Tensor& phi_
 
 std::string cpu_isa() { return kernels().isa; }
 
+// Implementations only: the schemas are in fairseq_fwm/ops/library.py. Registered when the module is
+// imported and not by a static object: a library that does not fit the schemas must raise an error,
+// and an exception while a shared object loads would end the process.
+void register_kernels() {
+  static torch::Library cpu(torch::Library::IMPL, "fwm", c10::DispatchKey::CPU, __FILE__, __LINE__);
+  cpu.impl("causal_sum_fwd", &sum_fwd);
+  cpu.impl("causal_sum_bwd", &sum_bwd);
+  cpu.impl("causal_delta_fwd", &delta_fwd);
+  cpu.impl("causal_delta_bwd", &delta_bwd);
+  cpu.impl("causal_sum_step", &sum_step);
+  cpu.impl("causal_sum_step_", &sum_step_);
+  cpu.impl("causal_delta_step", &delta_step);
+  cpu.impl("causal_delta_step_", &delta_step_);
+  cpu.impl("feature_map", &feature_map);
+  cpu.impl("feature_map_bwd", &feature_map_bwd);
+  cpu.impl("favor_exp", &favor_exp);
+  cpu.impl("favor_exp_bwd", &favor_exp_bwd);
+  static torch::Library any(torch::Library::IMPL, "fwm", c10::DispatchKey::CompositeExplicitAutograd,
+                            __FILE__, __LINE__);
+  any.impl("cpu_isa", &cpu_isa);
+}
+
 }  // namespace
 
-// Implementations only: the schemas are in fairseq_fwm/ops/library.py.
-TORCH_LIBRARY_IMPL(fwm, CPU, m) {
-  m.impl("causal_sum_fwd", &sum_fwd);
-  m.impl("causal_sum_bwd", &sum_bwd);
-  m.impl("causal_delta_fwd", &delta_fwd);
-  m.impl("causal_delta_bwd", &delta_bwd);
-  m.impl("causal_sum_step", &sum_step);
-  m.impl("causal_sum_step_", &sum_step_);
-  m.impl("causal_delta_step", &delta_step);
-  m.impl("causal_delta_step_", &delta_step_);
-  m.impl("feature_map", &feature_map);
-  m.impl("feature_map_bwd", &feature_map_bwd);
-  m.impl("favor_exp", &favor_exp);
-  m.impl("favor_exp_bwd", &favor_exp_bwd);
-}
-TORCH_LIBRARY_IMPL(fwm, CompositeExplicitAutograd, m) { m.impl("cpu_isa", &cpu_isa); }
-
-// The module itself is empty: importing it loads this library.
+// The module itself is empty: importing it registers the kernels.
 PyMODINIT_FUNC PyInit__C() {
   static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr,
                                    nullptr, nullptr, nullptr, nullptr};
+  try {
+    kernels();
+    register_kernels();
+  } catch (const c10::Error& error) {
+    PyErr_SetString(PyExc_ImportError, error.what_without_backtrace());
+    return nullptr;
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_ImportError, error.what());
+    return nullptr;
+  }
   return PyModule_Create(&definition);
 }

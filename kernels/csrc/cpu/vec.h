@@ -29,6 +29,9 @@ template <class F>
 struct Simd {
   static constexpr int W = FWM_VECTOR_BYTES / sizeof(F);
   typedef F Vec __attribute__((vector_size(FWM_VECTOR_BYTES)));
+  // The same at any address. Its accesses alias those of F only, unlike memcpy's: sizes and pointers
+  // stay in registers across a store.
+  typedef F Loose __attribute__((vector_size(FWM_VECTOR_BYTES), aligned(sizeof(F))));
   typedef typename Int<F>::type Mask __attribute__((vector_size(FWM_VECTOR_BYTES)));
 };
 template <class F>
@@ -38,13 +41,11 @@ constexpr int W = Simd<F>::W;
 
 template <class F>
 FWM_INLINE Vec<F> load(const F* p) {
-  Vec<F> x;
-  __builtin_memcpy(&x, p, sizeof x);
-  return x;
+  return *reinterpret_cast<const typename Simd<F>::Loose*>(p);
 }
 template <class F>
 FWM_INLINE void store(F* p, Vec<F> x) {
-  __builtin_memcpy(p, &x, sizeof x);
+  *reinterpret_cast<typename Simd<F>::Loose*>(p) = x;
 }
 template <class F>
 FWM_INLINE Vec<F> spread(F x) {

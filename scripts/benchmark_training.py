@@ -1,0 +1,354 @@
+#!/usr/bin/env python3
+"""Measure training and generation from end to end, softmax against fast weights, on a CPU.
+
+translation  updates of fairseq's trainer (forward, label-smoothed cross entropy, backward, Adam)
+             on random sentence pairs, fwm_transformer_tiny and fwm_transformer_iwslt_de_en, in
+             batches as `--max-tokens` makes them
+lm           forward and backward through 16 decoder layers (width 128, 8 heads, FFN 2048) without
+             embedding and output layer; beside the variants the same stack without attention, and
+             with the projections of the attention alone: no attention can be faster than that
+generation   fairseq's beam search with random weights, every hypothesis of exactly the length
+             asked for (lengths are TARGET or TARGET:SOURCE; the source is as long as the target
+             otherwise)
+
+The variants change the decoder's self-attention and leave the rest softmax; 'softmax' is fairseq's
+own transformer. All variants of a case are in one process and take turns, so that their ratios
+mean something on a busy machine too; the smallest time of all rounds counts: CPU time of the
+process with one thread, else wall time. Memory is the peak of a process of its own, with the C
+library's usual settings.
+
+Writes OUT/{translation,lm,generation}.json after every case, OUT/end_to_end.png, and prints the
+tables; `--page FILE` puts them between the lines `<!-- results:start -->` and
+`<!-- results:end -->` of FILE.
+"""
+
+import argparse
+import gc
+import json
+import logging
+import os
+import shlex
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+SECTIONS = ("translation", "lm", "generation")
+DEFAULT_VARIANTS = {
+    "translation": ["softmax", "elu-sum", "dpfp-sum", "elu-delta", "dpfp-delta"],
+    "lm": ["softmax", "elu-sum", "dpfp-sum", "elu-delta", "dpfp-delta"],
+    "generation": ["softmax", "elu-sum", "dpfp-delta"],
+}
+LENGTHS = {
+    "translation": ["16", "48"],
+    "lm": ["256", "1024", "4096"],
+    "generation": ["32", "128", "512", "2048", "512:32"],
+}
+QUICK_LENGTHS = {"translation": ["16"], "lm": ["256"], "generation": ["32"]}
+MALLOC = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
+
+
+def make_cases(args: argparse.Namespace) -> Iterator[Any]:
+    """Yield the cases of the chosen sections.
+
+    Raises:
+        BenchmarkError: a length that does not fit.
+    """
+    import benchmark_models as models
+
+    for section in args.only:
+        for text in args.lengths or (QUICK_LENGTHS if args.quick else LENGTHS)[section]:
+            try:
+                length, source = int(text.partition(":")[0]), int(text.rpartition(":")[2])
+            except ValueError:
+                raise models.BenchmarkError(f"length {text!r} is not N or TARGET:SOURCE") from None
+            if section == "lm":
+                yield models.Stack(length, max(args.tokens, length), 2 if args.quick else None)
+            elif section == "generation":
+                sentences = {"sentences": args.sentences, "beam": args.beam}
+                yield from (models.Generation(length, source, arch, **sentences)
+                            for arch in args.generation_archs)  # fmt: skip
+            else:
+                yield from (models.Translation(arch, length, args.tokens, args.batches)
+                            for arch in args.archs)  # fmt: skip
+
+
+def measure(
+    works: dict[str, Any], rounds: int, budget: float, label: str = ""
+) -> dict[str, dict[str, list[float]]]:
+    """Run every side once a round, in turns.
+
+    Args:
+        works: the sides by name.
+        rounds: how many rounds; the first warms up, and counts.
+        budget: seconds after which no further round begins.
+        label: what the progress bar says.
+
+    Returns:
+        For every side the CPU and wall seconds of each round.
+    """
+    from tqdm import tqdm
+
+    times = {name: {"cpu": [], "wall": []} for name in works}
+    gc.collect()
+    gc.freeze()  # what is there now need not be looked through before every run
+    start = time.perf_counter()
+    with tqdm(total=rounds * len(works), desc=label, unit="run", dynamic_ncols=True) as progress:
+        for _ in range(rounds):
+            for name, work in works.items():
+                progress.set_postfix_str(name)
+                gc.collect()
+                cpu, wall = time.process_time(), time.perf_counter()
+                work.run()
+                times[name]["cpu"].append(time.process_time() - cpu)
+                times[name]["wall"].append(time.perf_counter() - wall)
+                progress.update()
+            if time.perf_counter() - start > budget:
+                break
+    gc.unfreeze()
+    return times
+
+
+def memory_of_process() -> dict[str, float]:
+    """Return this process's memory and its peak, in MB (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    values = dict(line.split(":", 1) for line in lines if line.startswith(("VmHWM", "VmRSS")))
+    return {name: int(value.split()[0]) / 1024 for name, value in values.items()}
+
+
+def run_child(text: str) -> None:
+    """Run one side twice and print its peak memory; the other end of :func:`peak_memory`."""
+    import benchmark_models as models
+    import torch
+
+    job = json.loads(text)
+    torch.set_num_threads(job["threads"])
+    case = models.CASES[job["kind"]](**job["case"])
+    work = case.build(job["variant"], job["seed"])
+    gc.collect()
+    before = memory_of_process()["VmRSS"]
+    work.run()
+    if case.kind != "generation":
+        work.run()  # the optimiser's state is there from the second update on
+    peak = memory_of_process()["VmHWM"]
+    print(json.dumps({"peak_mb": round(peak, 1), "added_mb": round(peak - before, 1)}))
+
+
+def peak_memory(case: Any, variant: str, threads: int, seed: int) -> dict[str, float]:
+    """Measure the peak memory of one side in a process of its own."""
+    from benchmark_models import BenchmarkError
+
+    job = {
+        "kind": case.kind, "case": asdict(case), "variant": variant, "threads": threads,
+        "seed": seed,
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, __file__, "--child", json.dumps(job)],
+        # Kept heap would count as used.
+        env={name: value for name, value in os.environ.items() if name not in MALLOC},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise BenchmarkError(f"measuring the memory of {case.name}, {variant}:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def sides_of(case: Any, args: argparse.Namespace) -> list[str]:
+    """Return the names of what is compared in a case."""
+    from benchmark_models import STAND_INS
+
+    variants = args.variants or DEFAULT_VARIANTS[case.kind]
+    return [*variants, *STAND_INS] if case.kind == "lm" else list(variants)
+
+
+def run_case(case: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """Measure all sides of a case: times, then memory."""
+    from tqdm import tqdm
+
+    names = sides_of(case, args)
+    works = {name: case.build(name, args.seed) for name in names}
+    times = measure(works, args.rounds, args.budget, case.name)
+    sides = {
+        name: {**times[name], "tokens": work.tokens, "sentences": work.sentences}
+        for name, work in works.items()
+    }
+    works.clear()
+    gc.collect()
+    if args.memory:
+        for name in tqdm(names, desc=f"{case.name}, memory", unit="process", dynamic_ncols=True):
+            sides[name] |= peak_memory(case, name, args.threads, args.seed)
+    return {"kind": case.kind, "shape": asdict(case), "sides": sides}
+
+
+def environment(args: argparse.Namespace) -> dict[str, Any]:
+    """Describe the machine, the versions and the command."""
+    import torch
+    from multi30k_run import cpu_model, git_commit, now
+
+    from fairseq_fwm import kernels_status
+
+    status = kernels_status()
+    return {
+        "date": now(),
+        "command": shlex.join(["python", "scripts/benchmark_training.py", *args.argv]),
+        "quick": args.quick,
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
+        "threads": args.threads,
+        "isa": torch.ops.fwm.cpu_isa() if status["extension"] else None,
+        "torch": torch.__version__,
+        "commit": git_commit(),
+        "seed": args.seed,
+        "kept_heap": heap_is_kept(),
+    }
+
+
+def heap_is_kept() -> bool:
+    """Return whether scripts/keep_memory.sh was sourced."""
+    return all(name in os.environ for name in MALLOC)
+
+
+def run_all(args: argparse.Namespace) -> None:
+    """Measure the chosen sections; each one's file is written after every case."""
+    from multi30k_run import write_json
+
+    cases, described = list(make_cases(args)), environment(args)
+    args.out.mkdir(parents=True, exist_ok=True)
+    done: dict[str, list[dict[str, Any]]] = {section: [] for section in args.only}
+    for case in cases:
+        done[case.kind].append(run_case(case, args))
+        record = {"environment": described, "cases": done[case.kind]}
+        write_json(args.out / f"{case.kind}.json", record)
+
+
+def warnings_of(args: argparse.Namespace) -> Iterator[str]:
+    """Yield what makes the numbers to come worth less."""
+    from fairseq_fwm import kernels_status
+
+    if not heap_is_kept():
+        yield (
+            "freed memory goes back to the kernel, which costs every side time; run "
+            "'source scripts/keep_memory.sh' first"
+        )
+    status = kernels_status()
+    if not status["extension"]:
+        yield f"no compiled kernels ({status['reason']}): {status['cure']}"
+    if os.getloadavg()[0] > max(0.5, (os.cpu_count() or 1) - args.threads + 0.5):
+        yield "other processes are busy: caches and memory bandwidth are shared with them"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION",
+        help=f"any of: {', '.join(SECTIONS)} (default: all)")  # fmt: skip
+    add("--variants", nargs="+", metavar="NAME",
+        help="what to compare (default: softmax, elu-sum, dpfp-sum, elu-delta, dpfp-delta; "
+        "generation: softmax, elu-sum, dpfp-delta); also sum-everywhere, elu-sum-everywhere: "
+        "encoder and cross-attention too")  # fmt: skip
+    add("--archs", nargs="+", choices=("tiny", "iwslt"), metavar="ARCH",
+        help="translation: tiny, iwslt (default: both); generation: default tiny")  # fmt: skip
+    add("--lengths", nargs="+", metavar="N[:S]",
+        help="lengths instead of the section's own; needs --only with one section")  # fmt: skip
+    add("--tokens", type=int, help="tokens of a batch or step (default 4096; quick: 512)")
+    add("--batches", type=int, default=2, help="updates a run (default %(default)s)")
+    add("--sentences", type=int, default=4, help="generated at a time (default %(default)s)")
+    add("--beam", type=int, default=5, help="default %(default)s")
+    add("--rounds", type=int, help="runs of each side (default 5; quick: 2)")
+    add("--budget", type=float, default=300, metavar="SECONDS",
+        help="begin no further round of a case after this time (default %(default)s)")  # fmt: skip
+    add("--threads", type=int, default=1, help="default %(default)s")
+    add("--seed", type=int, default=1, help="default %(default)s")
+    add("--no-memory", dest="memory", action="store_false", help="leave the memory out")
+    add("--quick", action="store_true",
+        help="minutes instead of hours, to see that it works: small steps, few lengths, tiny "
+        "only, two layers; its numbers mean little")  # fmt: skip
+    add("--out", type=Path, default=Path("runs/benchmark_training"), metavar="DIR",
+        help="where the measurements are kept (default %(default)s)")  # fmt: skip
+    add("--page", type=Path, metavar="FILE", help="markdown page to put the tables into")
+    add("--from-json", type=Path, metavar="DIR",
+        help="measure nothing: make tables and picture of DIR again")  # fmt: skip
+    add("--profile", metavar="VARIANT",
+        help="measure nothing: show where the time of the first case goes")  # fmt: skip
+    add("--child", help=argparse.SUPPRESS)
+    return parser
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the command line and fill in the defaults that depend on each other."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    args.argv = list(argv)
+    if args.lengths and len(args.only) != 1:
+        parser.error("--lengths needs --only with one section")
+    if args.profile and len(args.only) != 1:
+        args.only = args.only[:1]
+    args.rounds = args.rounds or (2 if args.quick else 5)
+    args.tokens = args.tokens or (512 if args.quick else 4096)
+    args.generation_archs = args.archs or ["tiny"]
+    args.archs = args.archs or (["tiny"] if args.quick else ["tiny", "iwslt"])
+    if args.child is None and args.from_json is None:
+        from benchmark_models import STAND_INS, VARIANTS
+
+        known = {*VARIANTS, *(STAND_INS if args.profile else ())}
+        unknown = {*(args.variants or ()), *filter(None, [args.profile])} - known
+        if unknown:
+            parser.error(f"unknown variant {', '.join(unknown)}: one of {', '.join(known)}")
+    return args
+
+
+def quieten() -> None:
+    """Keep what fairseq and hydra say about themselves away from the progress bars."""
+    logging.basicConfig(level=logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"(hydra|fairseq|torch)\.")
+    warnings.filterwarnings("ignore", message=r"\s*'config' is validated against ConfigStore")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    quieten()
+    args = parse(sys.argv[1:] if argv is None else argv)
+    if args.child is not None:
+        run_child(args.child)
+        return 0
+    from benchmark_training_report import profile, report
+    from results_multi30k import ResultsError
+
+    if args.from_json:
+        try:
+            report(args.from_json, args.page)
+        except ResultsError as error:
+            print(f"benchmark_training: error: {error}", file=sys.stderr)
+            return 1
+        return 0
+    import torch
+    from benchmark_models import BenchmarkError
+
+    torch.set_num_threads(args.threads)
+    for text in warnings_of(args):
+        print(f"benchmark_training: warning: {text}", file=sys.stderr)
+    try:
+        if args.profile:
+            profile(next(make_cases(args)), args.profile, args.seed)
+        else:
+            run_all(args)
+            report(args.out, args.page)
+    except (BenchmarkError, ResultsError) as error:
+        print(f"benchmark_training: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
