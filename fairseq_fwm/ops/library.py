@@ -111,7 +111,7 @@ def _register(library: torch.library.Library) -> None:
 def _load_extension() -> str | None:
     """Load the compiled module; return what is wrong with it in one line, or ``None``."""
     spec = importlib.util.find_spec("fairseq_fwm._C")
-    # An editable install offers its extension to every checkout; only one's own fits one's schemas.
+    # An editable install offers its extension to every checkout: only one's own fits.
     if spec is None or Path(spec.origin).parent != Path(__file__).resolve().parent.parent:
         return "the extension fairseq_fwm._C is not built"
     try:
