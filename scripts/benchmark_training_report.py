@@ -231,6 +231,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
             )  # fmt: skip
         axes.axhline(1, color="grey", linewidth=1)
         axes.set_yscale("log", base=2)
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, 0.5), max(high, 2))  # so that there are ticks beside the one
         axes.yaxis.set_major_formatter("{x:g}")
         shapes = [labels[name](case["shape"]) for case in section["cases"]]
         axes.set_xticks(range(len(shapes)), shapes)
