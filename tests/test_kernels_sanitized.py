@@ -6,7 +6,8 @@ import subprocess
 
 import pytest
 
-FLAGS = "-std=c++17 -O0 -g1 -w -fsanitize=address,undefined -fno-sanitize-recover=all".split()
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+FLAGS = ["-std=c++17", "-O0", "-g1", "-w", *SANITIZE]
 
 
 @pytest.fixture(scope="module")
