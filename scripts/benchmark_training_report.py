@@ -240,7 +240,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         axes.margins(x=0.15)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="upper center", ncols=3)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 

@@ -330,10 +330,10 @@ def draw(record: dict[str, Any], path: Path) -> None:
         axes.axhline(1, color="grey", linewidth=1)
         axes.set_xticks(range(len(names)), names)
         axes.set_xlim(-0.6, max(len(names), 1) - 0.4)
-        axes.margins(y=0.15)
+        axes.margins(y=0.2)
         axes.set(title=f"{rule} rule", ylabel="times as fast as the best peer")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="upper center", ncols=3)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 

@@ -87,10 +87,11 @@ def check(problem, dtype, lay=lambda x: x):
     assert all(x.dtype == dtype and torch.isfinite(x).all() for x in found)
     worst = max(errors(found, wanted))
     if worst > TOLERANCE[dtype]:
-        # Where terms cancel no arithmetic of this width is exact, and the kernel adds a key's gradient
-        # up from two sweeps: of the order of the reference's own error then.
-        reference = max(errors(problem.run(dtype, "reference"), wanted))
-        assert worst <= 30 * reference, f"error {worst:.1e}, the reference's own {reference:.1e}"
+        # Where terms cancel no arithmetic is exact, and a key's gradient is a sum of two sweeps:
+        # of the order of the reference's own error then, which fp32 shows.
+        reference = max(errors(problem.run(torch.float32, "reference"), wanted))
+        allowed = 30 * reference * torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
+        assert worst <= allowed, f"error {worst:.1e}, the fp32 reference's {reference:.1e}"
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -125,7 +126,7 @@ def test_every_option(rule, spec, attn_norm, state):
 @given(
     rule=st.sampled_from(list(FORWARD)),
     t=st.integers(1, 90),
-    d=st.integers(2, 40),
+    d=st.sampled_from([4, 6, 8, 12, 17, 24, 31, 40]),
     v=st.integers(1, 70),
     spec=st.sampled_from(FEATURES),
     attn_norm=st.sampled_from(["none", "output", "full"]),

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from fairseq_fwm.ops._common import accumulation_dtype, mask_writes
+from fairseq_fwm.ops._common import accumulation_dtype, mask_writes, no_autocast
 from fairseq_fwm.ops.chunked import causal_delta_chunked, causal_sum_chunked
 from fairseq_fwm.ops.features import FeatureSpec
 from fairseq_fwm.ops.normalization import attention_normalize
@@ -42,6 +42,7 @@ def causal(
     return y.to(out_dtype), S, z if output_final_state else None
 
 
+@no_autocast
 def step(
     q: Tensor,
     k: Tensor,

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from fairseq_fwm.ops import fallback, library
-from fairseq_fwm.ops._common import State, accumulation_dtype, check_mask_dtype, no_autocast
+from fairseq_fwm.ops._common import State, accumulation_dtype, check_mask_dtype
 from fairseq_fwm.ops.features import NO_FEATURES, FeatureSpec
 
 
-@no_autocast
 def causal_sum_step(
     q: Tensor,
     k: Tensor,
@@ -44,7 +43,6 @@ def causal_sum_step(
     return _step("sum", (q, k, v), state, rows, write_mask, features, attn_norm)
 
 
-@no_autocast
 def causal_sum_step_(
     q: Tensor,
     k: Tensor,
@@ -60,7 +58,6 @@ def causal_sum_step_(
     return _step_("sum", (q, k, v), state, rows, write_mask, features, attn_norm)
 
 
-@no_autocast
 def causal_delta_step(
     q: Tensor,
     k: Tensor,
@@ -88,7 +85,6 @@ def causal_delta_step(
     return _step("delta", (q, k, v, beta), state, rows, write_mask, features, attn_norm)
 
 
-@no_autocast
 def causal_delta_step_(
     q: Tensor,
     k: Tensor,
