@@ -112,11 +112,11 @@ def _step(
 ) -> tuple[Tensor, State]:
     features = features or NO_FEATURES
     S, z = state if attn_norm != "none" else (state, None)
-    _check_step(tensors, S, z, rows, write_mask, features)
-    if _has_kernel(f"causal_{rule}_step", (*tensors, S, z)):
+    if _has_kernel(f"causal_{rule}_step", (*tensors, S, z)):  # which checks shapes itself
         op = torch.ops.fwm.causal_sum_step if rule == "sum" else torch.ops.fwm.causal_delta_step
         y, S, z = op(*tensors, S, z, rows, write_mask, *features.astuple, attn_norm)
     else:
+        _check_step(tensors, S, z, rows, write_mask, features)
         q, k, v, *beta = tensors
         y, S, z = fallback.step(
             *(q, k, v, beta[0] if beta else None, S, z),
@@ -136,15 +136,14 @@ def _step_(
 ) -> Tensor:
     features = features or NO_FEATURES
     S, z = state if attn_norm != "none" else (state, None)
-    _check_step(tensors, S, z, rows, write_mask, features)
+    if _has_kernel(f"causal_{rule}_step_", (*tensors, S, z)):
+        op = torch.ops.fwm.causal_sum_step_ if rule == "sum" else torch.ops.fwm.causal_delta_step_
+        return op(*tensors, S, z, rows, write_mask, *features.astuple, attn_norm)
     if rows is not None and rows.shape != S.shape[:1]:
         raise ValueError(
             f"rows must have shape ({S.shape[0]},), one per row of the state, found "
             f"{tuple(rows.shape)}; a beam that shrinks needs the functional step"
         )
-    if _has_kernel(f"causal_{rule}_step_", (*tensors, S, z)):
-        op = torch.ops.fwm.causal_sum_step_ if rule == "sum" else torch.ops.fwm.causal_delta_step_
-        return op(*tensors, S, z, rows, write_mask, *features.astuple, attn_norm)
     y, fresh = _step(rule, tensors, state, rows, write_mask, features, attn_norm)
     for old, new in zip((S, z), fresh if z is not None else (fresh,), strict=False):
         old.copy_(new)

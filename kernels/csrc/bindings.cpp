@@ -270,22 +270,49 @@ Six delta_bwd(const Tensor& dy, const Optional& dS, const Optional& dz, const Te
 
 // ---- steps
 
+// Checked here and not in Python: a step takes a few microseconds.
+void expect(const char* name, const Tensor& x, at::IntArrayRef wanted) {
+  TORCH_CHECK_VALUE(x.sizes() == wanted,
+                    "a step takes q, k (N, H, K), v (N, H, V), beta (N, H), state (N, H, K, V) and "
+                    "write_mask (N,): ", name, " should be ", wanted, ", found ", x.sizes());
+}
+
+void check_step(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& beta,
+                const Tensor& state, const Optional& normalizer, const Optional& rows,
+                const Optional& mask, Index K) {
+  TORCH_CHECK_VALUE(k.dim() == 3 && v.dim() == 3, "a step takes k (N, H, K) and v (N, H, V), found ",
+                    k.sizes(), " and ", v.sizes());
+  const Index N = k.size(0), H = k.size(1), V = v.size(2), old = rows ? state.size(0) : N;
+  expect("q", q, k.sizes());
+  expect("v", v, {N, H, V});
+  expect("state", state, {old, H, K, V});
+  if (beta) expect("beta", *beta, {N, H});
+  if (normalizer) expect("normalizer", *normalizer, {old, H, K});
+  if (rows) expect("rows", *rows, {N});
+  if (!mask) return;
+  expect("write_mask", *mask, {N});
+  TORCH_CHECK_VALUE(mask->scalar_type() == at::kBool,
+                    "write_mask must be bool (True: this position writes), found ",
+                    mask->scalar_type());
+}
+
 void run_step(const Tensor& q_, const Tensor& k_, const Tensor& v_, const Optional& beta_,
-              const Tensor& state, const Tensor& normalizer, const Optional& rows_,
+              const Tensor& state, const Optional& normalizer, const Optional& rows_,
               const Optional& mask_, const Options& options, const Tensor& y, const Tensor& new_state,
               const Tensor& new_normalizer) {
   const at::ScalarType type = y.scalar_type(), wide = arithmetic(type);
   const bool fp64 = wide == at::kDouble;
   TORCH_CHECK_TYPE(state.scalar_type() == wide, "the state of a step must be ", wide, ", found ",
                    state.scalar_type());
+  fwm::Step a;
+  a.features = features_of(options.features, options.nu, options.sum_norm, k_.size(-1));
+  a.attn_norm = attn_norm_of(options.attn_norm);
+  check_step(q_, k_, v_, beta_, state, normalizer, rows_, mask_, a.features.K);
   const Tensor q = rows_contiguous(q_, type), k = rows_contiguous(k_, type);
   const Tensor v = rows_contiguous(v_, type);
-  fwm::Step a;
   a.N = v.size(0), a.H = v.size(1), a.V = v.size(2), a.source_rows = state.size(0);
   a.delta = beta_.has_value();
   a.dtype = storage(type);
-  a.features = features_of(options.features, options.nu, options.sum_norm, q.size(2));
-  a.attn_norm = attn_norm_of(options.attn_norm);
   a.q = rows_of(q), a.k = rows_of(k), a.v = rows_of(v), a.y = rows_of(y);
   Tensor beta, mask, rows;
   if (beta_) {
@@ -305,7 +332,9 @@ void run_step(const Tensor& q_, const Tensor& k_, const Tensor& v_, const Option
   a.mask = static_cast<const bool*>(pointer(mask));
   a.state = pointer(state), a.new_state = mutable_pointer(new_state);
   if (a.attn_norm != fwm::AttnNorm::none) {
-    a.normalizer = pointer(normalizer), a.new_normalizer = mutable_pointer(new_normalizer);
+    TORCH_CHECK_VALUE(normalizer, "a step with attention normalisation needs the normalizer z");
+    a.normalizer = normalizer->const_data_ptr();
+    a.new_normalizer = mutable_pointer(new_normalizer);
   }
   const double flops = 6.0 * double(a.features.K) * double(a.V);
   const bool by_head = rows_ && a.state == a.new_state;
@@ -323,13 +352,13 @@ Three step(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& be
            const Optional& normalizer, const Optional& rows, const Optional& mask,
            const Options& options) {
   const Tensor y = at::empty(v.sizes(), v.options().dtype(step_type(q, k, v)));
-  const at::ScalarType wide = arithmetic(y.scalar_type());
-  const Tensor old = state.to(wide).contiguous(), z = dense(normalizer, wide);
+  const Tensor old = state.contiguous();
+  const Optional z = normalizer ? Optional(normalizer->contiguous()) : Optional();
   auto sizes = old.sizes().vec();
   sizes[0] = v.size(0);
   const Tensor fresh = at::empty(sizes, old.options());
   sizes.pop_back();
-  const Tensor fresh_z = at::empty(z.defined() ? sizes : std::vector<Index>{0}, old.options());
+  const Tensor fresh_z = at::empty(z ? sizes : std::vector<Index>{0}, old.options());
   run_step(q, k, v, beta, old, z, rows, mask, options, y, fresh, fresh_z);
   return {y.to(v.scalar_type()), fresh, fresh_z};
 }
@@ -339,9 +368,12 @@ Tensor step_in_place(const Tensor& q, const Tensor& k, const Tensor& v, const Op
                      const Optional& mask, const Options& options) {
   TORCH_CHECK_VALUE(state.is_contiguous() && (!normalizer || normalizer->is_contiguous()),
                     "a step in place needs a contiguous state");
+  TORCH_CHECK_VALUE(!rows || rows->sizes() == at::IntArrayRef{state.size(0)},
+                    "rows must have shape (", state.size(0), ",), one per row of the state, found ",
+                    rows->sizes(), "; a beam that shrinks needs the functional step");
   const Tensor y = at::empty(v.sizes(), v.options().dtype(step_type(q, k, v)));
   const Tensor z = normalizer ? *normalizer : Tensor();
-  run_step(q, k, v, beta, state, z, rows, mask, options, y, state, z);
+  run_step(q, k, v, beta, state, normalizer, rows, mask, options, y, state, z);
   return y.to(v.scalar_type());
 }
 
