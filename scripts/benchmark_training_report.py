@@ -215,6 +215,9 @@ def draw(found: dict[str, Any], path: Path) -> None:
         "lm": lambda s: f"T {s['length']}",
         "generation": lambda s: f"{s['source']} to\n{s['length']}",
     }
+    sides = sorted(
+        {side for part in found.values() for case in part["cases"] for side in case["sides"]}
+    )
     for axes, (name, section) in zip(panels[0], found.items(), strict=True):
         series: dict[str, dict[int, float]] = defaultdict(dict)
         for x, case in enumerate(section["cases"]):
@@ -222,17 +225,19 @@ def draw(found: dict[str, Any], path: Path) -> None:
                 ratio = speed_up(section, case, side)
                 if ratio is not None and side not in (SOFTMAX, NO_ATTENTION):
                     series[side][x] = ratio
-        for index, (side, points) in enumerate(series.items()):
+        for side, points in series.items():
             bound = side == PROJECTIONS
+            color = "black" if bound else f"C{sides.index(side)}"
             axes.plot(
                 list(points), list(points.values()), "_" if bound else "o",
-                color="black" if bound else f"C{index}", markersize=22 if bound else 7,
+                color=color, markersize=22 if bound else 7,
                 label="what the profile allows" if bound else side,
             )  # fmt: skip
         axes.axhline(1, color="grey", linewidth=1)
         axes.set_yscale("log", base=2)
         low, high = axes.get_ylim()
-        axes.set_ylim(min(low, 0.5), max(high, 2))  # so that there are ticks beside the one
+        # So that there are ticks beside the one, and room for the legend.
+        axes.set_ylim(min(low, 0.5), max(high, 2) * 1.3)
         axes.yaxis.set_major_formatter("{x:g}")
         shapes = [labels[name](case["shape"]) for case in section["cases"]]
         axes.set_xticks(range(len(shapes)), shapes)
