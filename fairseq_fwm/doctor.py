@@ -213,8 +213,9 @@ def _as_text(found: dict[str, Any]) -> str:
     compiled = sorted(
         {key for keys in kernels["kernels"].values() for key in keys} & {"CPU", "CUDA"}
     )
+    names = [f"CPU ({kernels['cpu_isa']})" if key == "CPU" else key for key in compiled]
     rows = versions | {
-        "kernels": f"compiled for {' and '.join(compiled)}" if compiled else "chunked PyTorch form"
+        "kernels": f"compiled for {' and '.join(names)}" if names else "chunked PyTorch form"
     }
     if kernels["reason"]:
         rows |= {"  because": kernels["reason"], "  cure": kernels["cure"]}

@@ -22,6 +22,8 @@ def kernels_status() -> dict[str, Any]:
     """
     problem = library.EXTENSION_PROBLEM
     kernels = {f"fwm::{op}": library.dispatch_keys(op) for op in OPS}
+    if problem is not None:  # a module that failed half-way may have left some behind, unused
+        kernels = {op: keys[-1:] for op, keys in kernels.items()}
     wanted = ["CPU", "CUDA"] if torch.cuda.is_available() else ["CPU"]
     missing = [f"{op} on {key}" for op in kernels for key in wanted if key not in kernels[op]]
     reason = problem or (f"no compiled {', '.join(missing)}" if missing else None)
