@@ -219,16 +219,33 @@ class _NoAttention(_StandIn):
         return query, None
 
 
+class _FreeAttention(torch.autograd.Function):
+    """q | k | v to something of the size of the output, and back, without any work."""
+
+    @staticmethod
+    def forward(ctx: Any, projected: Tensor, gradient: Tensor) -> Tensor:
+        ctx.gradient = gradient
+        *shape, width = projected.shape
+        return projected.flatten()[: projected.numel() // 3].view(*shape, width // 3)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        return ctx.gradient, None
+
+
 class _Projections(_StandIn):
-    """In the place of an attention: its matrix products alone."""
+    """In the place of an attention: its matrix products alone, forward and backward."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.in_proj, self.out_proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.gradient: Tensor | None = None
 
     def forward(self, query: Tensor, **_: Any) -> tuple[Tensor, None]:
-        # The product is made in full; so are those of its backward pass.
-        return self.out_proj(self.in_proj(query)[..., : query.shape[-1]]), None
+        projected = self.in_proj(query)
+        if self.gradient is None:
+            self.gradient = torch.randn_like(projected) / projected.numel()
+        return self.out_proj(_FreeAttention.apply(projected, self.gradient)), None
 
 
 STAND_INS = {NO_ATTENTION: _NoAttention, PROJECTIONS: _Projections}

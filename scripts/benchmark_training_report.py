@@ -68,7 +68,7 @@ def rate(value: float) -> str:
 
 def memory(side: dict[str, Any]) -> list[str]:
     """Return the cells for the peak memory and for what the steps added."""
-    return [f"{side[k]:,.0f}" if k in side else "?" for k in ("peak_mb", "added_mb")]
+    return [f"{side[k]:,.0f}" if k in side else "" for k in ("peak_mb", "added_mb")]
 
 
 MEMORY = ["peak MB", "of these added"]

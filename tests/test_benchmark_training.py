@@ -101,6 +101,9 @@ def test_softmax_is_fairseqs_own_and_stand_ins_do_no_more_than_they_say():
         for name in ("softmax", models.PROJECTIONS)
     }
     assert len(set(sizes.values())) == 1, sizes
+    stand_in, x = attention[models.PROJECTIONS], torch.randn(5, 2, 8, requires_grad=True)
+    stand_in(x)[0].sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in (x, *stand_in.parameters()))
 
 
 def test_batches_are_full_and_of_the_length_asked_for():

@@ -186,7 +186,7 @@ Six causal_fwd(const Tensor& q, const Tensor& k, const Tensor& v, const Optional
   if (a.V > 0 && s.heads() > 0) {
     const fwm::Kernels& on = kernels();
     // Value columns are independent: with fewer heads than threads, heads are cut between panels.
-    const Index panel = 2 * on.vector_bytes / (s.fp64 ? 8 : 4);
+    const Index panel = 4 * on.vector_bytes / (s.fp64 ? 8 : 4);
     const Index panels = (a.V + panel - 1) / panel;
     const Index wanted = std::min(panels, (at::get_num_threads() + s.heads() - 1) / s.heads());
     const Index columns = a.quadratic ? panels * panel : (panels + wanted - 1) / wanted * panel;

@@ -336,13 +336,13 @@ void finish_updates(const Causal& a, Index head, const Span& span, Normalization
 }
 
 // A state (K, V) in panels along V, or, transposed, in panels along K. Columns [begin, end) only.
-template <class F>
+template <bool Delta, class F>
 void load_state(const void* state, Index head, Index K, Index V, bool transposed, Index begin,
                 Index end, F* panels) {
   const Index rows = transposed ? V : K, columns = transposed ? K : V;
   if (!state) return set_zero(panels + begin * rows, (end - begin) * rows);
   const F* S = static_cast<const F*>(state) + head * K * V;
-  for_panels<F>(begin, end, [&](auto vectors, Index c) {
+  for_panels<F, Delta>(begin, end, [&](auto vectors, Index c) {
     constexpr Index width = decltype(vectors)::value * W<F>;
     for (Index i = 0; i < rows; i++) {
       for (Index j = 0; j < width; j++) {
@@ -353,12 +353,12 @@ void load_state(const void* state, Index head, Index K, Index V, bool transposed
     }
   });
 }
-template <class F>
+template <bool Delta, class F>
 void store_state(void* state, Index head, Index K, Index V, Index begin, Index end,
                  const F* panels) {
   if (!state) return;
   F* S = static_cast<F*>(state) + head * K * V;
-  for_panels<F>(begin, end, [&](auto vectors, Index c) {
+  for_panels<F, Delta>(begin, end, [&](auto vectors, Index c) {
     constexpr Index width = decltype(vectors)::value * W<F>;
     for (Index i = 0; i < K; i++) {
       for (Index j = 0; j < width && c + j < V; j++) {

@@ -42,7 +42,7 @@ void forward_recurrent(const Causal& a, Index head, Index begin, Index end, Scra
   HeadRows residuals = residual_rows<F>(a, head);
   values.offset += begin, outputs.offset += begin, residuals.offset += begin;
 
-  load_state(a.state, head, K, a.V, false, begin, end, panels);
+  load_state<Delta>(a.state, head, K, a.V, false, begin, end, panels);
   norm.start(a.normalizer, head, K);
   for_spans(a.T, capacity, 1, [&](const Span& span) {
     const View<F> q = queries.load(span, norm.on()), k = keys.load(span, norm.full());
@@ -52,7 +52,7 @@ void forward_recurrent(const Causal& a, Index head, Index begin, Index end, Scra
     if (a.residual) r = write_rows(residuals, span, width, padded, r_scratch);
     if (Delta) load_scalars(HeadRows(a.beta, n, h, kArithmetic<F>), span, beta, mask);
     norm.apply(span, q, k, beta, begin == 0 && a.denominator);
-    for_panels<F>(begin, end, [&](auto vectors, Index c) {
+    for_panels<F, Delta>(begin, end, [&](auto vectors, Index c) {
       constexpr int NV = decltype(vectors)::value;
       const View<F> vc = v.from_column(c - begin), yc = y.from_column(c - begin);
       if constexpr (Delta) {
@@ -65,7 +65,7 @@ void forward_recurrent(const Causal& a, Index head, Index begin, Index end, Scra
     finish_rows(outputs, span, width, y);
     if (a.residual) finish_rows(residuals, span, width, r);
   });
-  store_state(a.final_state, head, K, a.V, begin, end, panels);
+  store_state<Delta>(a.final_state, head, K, a.V, begin, end, panels);
   if (begin == 0) norm.finish(a.final_normalizer, head, K);
 }
 
@@ -125,8 +125,8 @@ void backward_recurrent(const Causal& a, Index head, Scratch& scratch) {
     return plain && !masked && in_place<F>(out, span, d);
   };
 
-  load_state(a.d_final_state, head, K, V, false, 0, Vp, by_key);
-  load_state(a.d_final_state, head, K, V, true, 0, Kp, by_value);
+  load_state<Delta>(a.d_final_state, head, K, V, false, 0, Vp, by_key);
+  load_state<Delta>(a.d_final_state, head, K, V, true, 0, Kp, by_value);
   norm.start(a.d_final_normalizer, head, K);
   for_spans(T, capacity, -1, [&](const Span& span) {
     const View<F> q = queries.load(span, norm.on()), k = keys.load(span, norm.full());
@@ -140,7 +140,7 @@ void backward_recurrent(const Causal& a, Index head, Scratch& scratch) {
       load_scalars(betas, span, beta, mask);
     }
     norm.reapply(span, q, k, beta);
-    for_panels<F>(0, Vp, [&](auto vectors, Index c) {
+    for_panels<F, Delta>(0, Vp, [&](auto vectors, Index c) {
       constexpr int NV = decltype(vectors)::value;
       const View<F> dyc = dy.from_column(c), dvc = dv.from_column(c);
       if constexpr (Delta) {
@@ -157,7 +157,7 @@ void backward_recurrent(const Causal& a, Index head, Scratch& scratch) {
         norm.set_gradients(t, dy_dot_y(outputs, t, V, Vp, dy.row(i), spare), 0);
       }
     }
-    for_panels<F>(0, Kp, [&](auto vectors, Index c) {
+    for_panels<F, Delta>(0, Kp, [&](auto vectors, Index c) {
       constexpr int NV = decltype(vectors)::value;
       const View<F> qc = q.from_column(c), dkc = dk.from_column(c);
       if constexpr (Delta) {
@@ -174,10 +174,10 @@ void backward_recurrent(const Causal& a, Index head, Scratch& scratch) {
       store_rows(dk_kept, span, d, keys.backward(span, dk, dx));
     }
   });
-  store_state(a.d_state, head, K, V, 0, Vp, by_key);
+  store_state<Delta>(a.d_state, head, K, V, 0, Vp, by_key);
   norm.finish(a.d_normalizer, head, K);
 
-  load_state(a.state, head, K, V, true, 0, Kp, by_value);
+  load_state<Delta>(a.state, head, K, V, true, 0, Kp, by_value);
   norm.start(a.normalizer, head, K);
   for_spans(T, capacity, 1, [&](const Span& span) {
     View<F> q{nullptr, 0};
@@ -202,7 +202,7 @@ void backward_recurrent(const Causal& a, Index head, Scratch& scratch) {
       v = read_rows(values, span, T, V, Vp, v_scratch, mask);
       norm.reapply(span, q, k, beta);
     }
-    for_panels<F>(0, Kp, [&](auto vectors, Index c) {
+    for_panels<F, Delta>(0, Kp, [&](auto vectors, Index c) {
       constexpr int NV = decltype(vectors)::value;
       const View<F> kc = k.from_column(c), dqc = dq.from_column(c);
       if constexpr (Delta) {

@@ -12,16 +12,23 @@ namespace FWM_ISA {
 
 // Steps per pass: what the registers hold beside the state.
 template <int NV>
-constexpr int kSteps = FWM_REGISTERS == 32 || NV == 1 ? 4 : 2;
+constexpr int kSteps = NV == 1 || (FWM_REGISTERS == 32 && NV == 2) ? 4 : 2;
 constexpr int kStepUnit = 4;  // a multiple of every kSteps
-constexpr int kPanelVectors = 2;
+// Widest panel. The sum rule's pass has so little to do per element that it wants more steps instead.
+template <bool Delta>
+constexpr int kPanelVectors = FWM_REGISTERS == 32 && Delta ? 4 : 2;
 
 // Call run(std::integral_constant<int, NV>, column) for panels that cover `columns` (padded).
-template <class F, class Run>
+template <class F, bool Delta, class Run>
 FWM_INLINE void for_panels(Index begin, Index end, Run run) {
+  constexpr int widest = kPanelVectors<Delta>;
   Index c = begin;
-  for (; c + kPanelVectors * W<F> <= end; c += kPanelVectors * W<F>) {
-    run(std::integral_constant<int, kPanelVectors>{}, c);
+  for (; c + widest * W<F> <= end; c += widest * W<F>) {
+    run(std::integral_constant<int, widest>{}, c);
+  }
+  if (widest > 2 && c + 2 * W<F> <= end) {
+    run(std::integral_constant<int, 2>{}, c);
+    c += 2 * W<F>;
   }
   for (; c < end; c += W<F>) run(std::integral_constant<int, 1>{}, c);
 }
