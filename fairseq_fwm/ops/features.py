@@ -11,25 +11,12 @@ SUM_NORM_EPS = 1e-6
 
 
 def elu_features(x: Tensor) -> Tensor:
-    """ELU(x) + 1, elementwise (Katharopoulos et al., arXiv 2006.16236, Eq. 7)."""
+    """PyTorch form of :func:`fairseq_fwm.ops.elu_features`."""
     return F.elu(x) + 1
 
 
 def dpfp(x: Tensor, nu: int = 1) -> Tensor:
-    """Deterministic parameter-free projection (arXiv 2102.11174, Eq. 37).
-
-    With r = [relu(x), relu(-x)]: phi(x) = [r * roll(r, 1), ..., r * roll(r, nu)].
-
-    Args:
-        x: ``(..., d)``.
-        nu: number of cyclic shifts, 1 <= nu <= 2d - 1.
-
-    Returns:
-        ``(..., 2 * nu * d)``, non-negative.
-
-    Raises:
-        ValueError: if nu is out of range.
-    """
+    """PyTorch form of :func:`fairseq_fwm.ops.dpfp`."""
     check_nu(nu, x.shape[-1])
     r = torch.cat((x, -x), dim=-1).relu()
     rolled = [r.roll(shift, dims=-1) for shift in range(1, nu + 1)]

@@ -168,38 +168,19 @@ def _check_step(
 ) -> None:
     q, k, v, *beta = tensors
     n, h, d = k.shape
-    K = features.out_dim(d)
-    states = n if rows is None else S.shape[0]
-    fits = (
-        q.shape == k.shape
-        and v.shape[:2] == (n, h)
-        and v.dim() == 3
-        and S.shape == (states, h, K, v.shape[2])
-        and (not beta or beta[0].shape == (n, h))
-        and (z is None or z.shape == (states, h, K))
-        and (write_mask is None or write_mask.shape == (n,))
-    )
-    if not fits:
-        _explain(tensors, S, z, write_mask, (states, h, K))
-    check_mask_dtype(write_mask)
-
-
-def _explain(
-    tensors: tuple[Tensor, ...],
-    S: Tensor,
-    z: Tensor | None,
-    write_mask: Tensor | None,
-    z_shape: tuple[int, ...],
-) -> None:
-    q, k, v, *beta = tensors
-    given = {"q": q, "k": k, "v": v, "state": S, "normalizer": z, "write_mask": write_mask}
-    given |= {"beta": beta[0]} if beta else {}
-    n, h = k.shape[:2]
-    wanted = {"q": tuple(k.shape), "k": tuple(k.shape), "v": (n, h, v.shape[-1]), "beta": (n, h)}
-    wanted |= {"state": (*z_shape, v.shape[-1]), "normalizer": z_shape, "write_mask": (n,)}
-    for name, tensor in given.items():
-        if tensor is not None and tensor.shape != wanted[name]:
+    states = (n if rows is None else S.shape[0], h, features.out_dim(d))
+    checks = [
+        ("q", q, k.shape),
+        ("v", v, (n, h, v.shape[-1])),
+        ("state", S, (*states, v.shape[-1])),
+        ("normalizer", z, states),
+        ("write_mask", write_mask, (n,)),
+        *(("beta", x, (n, h)) for x in beta),
+    ]
+    for name, tensor, wanted in checks:
+        if tensor is not None and tensor.shape != wanted:
             raise ValueError(
                 "a step takes q, k (N, H, K), v (N, H, V), beta (N, H), state (N, H, K, V) and "
-                f"write_mask (N,): {name} should be {wanted[name]}, found {tuple(tensor.shape)}"
+                f"write_mask (N,): {name} should be {tuple(wanted)}, found {tuple(tensor.shape)}"
             )
+    check_mask_dtype(write_mask)

@@ -49,8 +49,8 @@ class FeatureRows {
     }
   }
 
-  // dx[i] from dphi[i], which is overwritten; x, phi and inverse_sum as forward left them. Must
-  // follow rectify() of the same rows.
+  // dx[i] from dphi[i], which is overwritten; x, phi and inverse_sum as forward, called
+  // last for the same rows, left them.
   void backward(Index rows, const F* x, const F* phi, const F* inverse_sum, F* dphi, F* dx) const {
     if (f_.sum_norm) denormalize(rows, phi, inverse_sum, dphi);
     const Index d = padded_d(f_);
@@ -68,9 +68,17 @@ class FeatureRows {
     }
   }
 
+ private:
+  static constexpr Index kTogether = 8;
+
+  static Index sums(const Features& f) { return 2 * round_up(2 * f.d, W<F>); }
+  static Index front(const Features& f) { return round_up(f.nu, W<F>); }
+  static Index extended(const Features& f) {
+    return front(f) + round_up(2 * f.d + f.nu, W<F>) + 2 * W<F>;
+  }
+
   // r = [relu(x), relu(-x)] of each row, kept with what cyclic shifts need on both sides.
   void rectify(Index rows, const F* x) const {
-    if (f_.map != FeatureMap::dpfp) return;
     const Index d = f_.d, D = 2 * d, padded = padded_d(f_), length = extended(f_);
     F* first = r_ + front(f_);
     const Vec<F> zero{};
@@ -95,15 +103,6 @@ class FeatureRows {
         for (Index j = 1; j <= f_.nu; j++) r[-j] = r[D - j];
       }
     }
-  }
-
- private:
-  static constexpr Index kTogether = 8;
-
-  static Index sums(const Features& f) { return 2 * round_up(2 * f.d, W<F>); }
-  static Index front(const Features& f) { return round_up(f.nu, W<F>); }
-  static Index extended(const Features& f) {
-    return front(f) + round_up(2 * f.d + f.nu, W<F>) + 2 * W<F>;
   }
 
   void elu(const F* x, F* phi) const {

@@ -6,8 +6,6 @@
 namespace fwm {
 namespace FWM_ISA {
 
-#define FWM_EACH(i, count) FWM_UNROLL for (int i = 0; i < (count); i++)
-
 // What C = A B is for: set C, add to it or subtract from it.
 enum class Into { set, add, subtract };
 

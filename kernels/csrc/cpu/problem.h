@@ -93,7 +93,6 @@ struct Map {
 // exp(min((u, -u) - offset, cap)), the costly part of FAVOR+: (rows, m) -> (rows, 2m).
 struct Favor {
   Index count = 0, m = 0;
-  DType dtype = DType::f32;  // f32 or f64
   double scale = 1, added = 0, cap = 0;
   const void *u = nullptr, *offset = nullptr;
   void* phi = nullptr;  // read by the backward pass

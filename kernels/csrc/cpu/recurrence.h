@@ -33,8 +33,6 @@ FWM_INLINE void for_panels(Index begin, Index end, Run run) {
   for (; c < end; c += W<F>) run(std::integral_constant<int, 1>{}, c);
 }
 
-#define FWM_EACH(i, count) FWM_UNROLL for (int i = 0; i < (count); i++)
-
 // Rows of a block, by step: in scratch, or in place in a tensor (then ld may be negative).
 template <class F>
 struct View {

@@ -4,6 +4,7 @@
 
 #define FWM_INLINE inline __attribute__((always_inline))
 #define FWM_UNROLL _Pragma("GCC unroll 32")
+#define FWM_EACH(i, count) FWM_UNROLL for (int i = 0; i < (count); i++)
 
 namespace fwm {
 namespace FWM_ISA {
