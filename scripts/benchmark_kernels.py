@@ -23,7 +23,6 @@ the tables; `--page FILE` puts them between the lines `<!-- results:start -->` a
 import argparse
 import json
 import logging
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -260,24 +259,6 @@ def run_all(args: argparse.Namespace) -> None:
             write_json(args.json, record)
 
 
-def warnings_of() -> Iterator[str]:
-    """Yield what makes the numbers to come worth less."""
-    from kernel_measure import MALLOC
-
-    from fairseq_fwm import kernels_status
-
-    status = kernels_status()
-    if not status["extension"]:
-        yield f"no compiled kernels ({status['reason']}): {status['cure']}"
-    if not all(name in os.environ for name in MALLOC):
-        yield (
-            "freed memory goes back to the kernel, which costs every contestant time; run "
-            "'source scripts/keep_memory.sh' first"
-        )
-    if os.getloadavg()[0] > 0.7:
-        yield "other processes are busy: caches and memory bandwidth are shared with them"
-
-
 def shape(text: str) -> tuple[str, tuple[int, ...]]:
     """Read NAME=N,H,T,K,V."""
     name, _, sizes = text.partition("=")
@@ -353,12 +334,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.child is not None:
         run_child(args.child)
         return 0
+    from benchmark_conditions import warnings_of
     from kernel_report import report
     from results_multi30k import ResultsError
 
     add_peers(args.peers)
     if not args.from_json:
-        for text in warnings_of():
+        for text in warnings_of(most_load=0.7):
             print(f"benchmark_kernels: warning: {text}", file=sys.stderr)
         run_all(args)
     try:

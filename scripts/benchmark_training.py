@@ -39,6 +39,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import benchmark_conditions  # noqa: E402
+from benchmark_conditions import MALLOC, heap_is_kept  # noqa: E402
+
 SECTIONS = ("translation", "lm", "generation")
 DEFAULT_VARIANTS = {
     "translation": ["softmax", "elu-sum", "dpfp-sum", "elu-delta", "dpfp-delta"],
@@ -51,7 +54,6 @@ LENGTHS = {
     "generation": ["32", "128", "512", "2048", "512:32"],
 }
 QUICK_LENGTHS = {"translation": ["16"], "lm": ["256"], "generation": ["32"]}
-MALLOC = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
 
 
 def make_cases(args: argparse.Namespace) -> Iterator[Any]:
@@ -213,11 +215,6 @@ def environment(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def heap_is_kept() -> bool:
-    """Return whether scripts/keep_memory.sh was sourced."""
-    return all(name in os.environ for name in MALLOC)
-
-
 def run_all(args: argparse.Namespace) -> None:
     """Measure the chosen sections; each one's file is written after every case."""
     from multi30k_run import write_json
@@ -233,18 +230,8 @@ def run_all(args: argparse.Namespace) -> None:
 
 def warnings_of(args: argparse.Namespace) -> Iterator[str]:
     """Yield what makes the numbers to come worth less."""
-    from fairseq_fwm import kernels_status
-
-    if not heap_is_kept():
-        yield (
-            "freed memory goes back to the kernel, which costs every side time; run "
-            "'source scripts/keep_memory.sh' first"
-        )
-    status = kernels_status()
-    if not status["extension"]:
-        yield f"no compiled kernels ({status['reason']}): {status['cure']}"
-    if os.getloadavg()[0] > max(0.5, (os.cpu_count() or 1) - args.threads + 0.5):
-        yield "other processes are busy: caches and memory bandwidth are shared with them"
+    spare = (os.cpu_count() or 1) - args.threads
+    return benchmark_conditions.warnings_of(most_load=max(0.5, spare + 0.5))
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmark_conditions import MALLOC
 from kernel_peers import CONTEXT, INVERSE, LAYOUTS, Contestant, Problem, arrange
 from torch import Tensor
 
 from fairseq_fwm import ops
 
 FORWARD, BOTH = "forward", "forward+backward"
-MALLOC = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
 CHECKED_ROWS, CHECKED_STEPS = 2, 512
 
 
