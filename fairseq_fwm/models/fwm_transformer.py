@@ -5,8 +5,10 @@ numbers from the same seed.
 """
 
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
+import torch
 from fairseq.dataclass import ChoiceEnum
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model, register_model_architecture
@@ -19,7 +21,7 @@ from fairseq.models.transformer import (
     transformer_iwslt_de_en,
 )
 from fairseq.models.transformer.transformer_legacy import transformer_vaswani_wmt_en_de_big
-from torch import nn
+from torch import Tensor, nn
 
 from fairseq_fwm.feature_maps import FEATURE_MAPS, FavorFeatureMap
 from fairseq_fwm.mixers import SITES, UPDATE_RULES, why_invalid
@@ -28,9 +30,11 @@ from fairseq_fwm.modules.layers import (
     SOFTMAX,
     FWMTransformerDecoderLayer,
     FWMTransformerEncoderLayer,
+    shares_source,
     site_config,
     wrap_layer,
 )
+from fairseq_fwm.modules.shared_source import BEAM, EncoderOut, beam_after, per_sentence, stays
 from fairseq_fwm.ops.dispatch import IMPLS
 
 
@@ -45,8 +49,12 @@ FEATURE_MAP = ChoiceEnum(list(FEATURE_MAPS))
 SUM_NORM = ChoiceEnum(["auto", "on", "off"])
 ATTN_NORM = ChoiceEnum(["auto", *ATTN_NORMS])
 OUTPUT_SCALE = ChoiceEnum(["one", "rsqrt"])
+SHARED_SOURCE = ChoiceEnum(["auto", "on", "off"])
 FAVOR_VARIANT = ChoiceEnum(list(FavorFeatureMap.VARIANTS))
 IMPL = ChoiceEnum(list(IMPLS))
+
+NO_LAYER = -1
+"""The alignment layer of a decoder that gives no alignment."""
 
 
 @dataclass
@@ -89,6 +97,13 @@ class FWMTransformerConfig(TransformerConfig):
     fwm_output_scale: OUTPUT_SCALE = field(
         default="one", metadata={"help": "output times one or 1/sqrt(head_dim)"}
     )
+    fwm_shared_source: SHARED_SOURCE = field(
+        default="auto",
+        metadata={
+            "help": "beam search keeps the source once per sentence, not per hypothesis; auto: on "
+            "unless every site is softmax (then as fairseq, to the last bit)"
+        },
+    )
     fwm_impl: IMPL = field(
         default="auto",
         metadata={"help": "implementation of the updates; a named one must be there"},
@@ -118,6 +133,16 @@ class FWMTransformerEncoder(TransformerEncoderBase):
         """Build one layer."""
         return wrap_layer(FWMTransformerEncoderLayer(cfg, return_fc=self.return_fc), cfg)
 
+    def reorder_encoder_out(self, encoder_out: EncoderOut, new_order: Tensor) -> EncoderOut:
+        """Let the output follow the beam, without a copy where rows stay with their sentence."""
+        if not shares_source(self.cfg):
+            return super().reorder_encoder_out(encoder_out, new_order)
+        if stays(encoder_out, new_order):
+            return encoder_out
+        beam = beam_after(encoder_out, new_order)
+        reordered = super().reorder_encoder_out(encoder_out, new_order)
+        return reordered if beam == 1 else {**reordered, BEAM: [torch.tensor(beam)]}
+
 
 class FWMTransformerDecoder(TransformerDecoderBase):
     """fairseq's decoder with our layers."""
@@ -127,6 +152,42 @@ class FWMTransformerDecoder(TransformerDecoderBase):
     ) -> nn.Module:
         """Build one layer."""
         return wrap_layer(FWMTransformerDecoderLayer(cfg, no_encoder_attn), cfg)
+
+    needs_alignment = True
+    """Whether decoding returns attention weights; a beam search would carry and move them all."""
+
+    @cached_property
+    def _stateful(self) -> tuple[nn.Module, ...]:
+        modules = (module for layer in self.layers for module in layer.modules())
+        return tuple(m for m in modules if hasattr(m, "reorder_incremental_state"))
+
+    def reorder_incremental_state_scripting(
+        self, incremental_state: dict[str, Any], new_order: Tensor
+    ) -> None:
+        """Let all states follow the beam; fairseq looks for them among all modules every time."""
+        for module in self._stateful:
+            module.reorder_incremental_state(incremental_state, new_order)
+
+    def extract_features(
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: EncoderOut | None,
+        incremental_state: dict[str, Any] | None = None,
+        full_context_alignment: bool = False,
+        alignment_layer: int | None = None,
+        alignment_heads: int | None = None,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Return the features below the output layer, as fairseq's decoder does."""
+        if incremental_state is not None:
+            if alignment_layer is None and not self.needs_alignment:
+                alignment_layer = NO_LAYER
+            if encoder_out is not None and not self.cross_self_attention:
+                encoder_out = per_sentence(encoder_out)
+        return super().extract_features(
+            prev_output_tokens,
+            *(encoder_out, incremental_state),
+            *(full_context_alignment, alignment_layer, alignment_heads),
+        )
 
 
 @register_model("fwm_transformer")
@@ -165,7 +226,7 @@ class FWMTransformerModel(TransformerModelBase):
         )
 
     def prepare_for_inference_(self, cfg: Any) -> None:
-        """Prepare for generation as fairseq does.
+        """Prepare for generation as fairseq does; attention weights only for who asks for them.
 
         Raises:
             ValueError: if alignments are wanted of a cross-attention that has none.
@@ -179,6 +240,7 @@ class FWMTransformerModel(TransformerModelBase):
                 "generate without, or train with --fwm-cross softmax"
             )
         super().prepare_for_inference_(cfg)
+        self.decoder.needs_alignment = bool(wanted)
 
 
 def seed_random_features(model: nn.Module, seed: int) -> None:

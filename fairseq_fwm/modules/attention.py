@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fairseq_fwm.mixers.base import Mixer, State
+from fairseq_fwm.modules.shared_source import BEAM, follow_beam
 
 IncrementalState = dict[str, dict[str, Tensor | None]]
 
@@ -95,16 +96,6 @@ class FastWeightAttention(nn.Module):
     def _save_state(self, incremental_state: IncrementalState, state: State) -> None:
         buffer = {name: x for name, x in state._asdict().items() if x is not None}
         self._set_input_buffer(incremental_state, buffer)
-
-    def reorder_incremental_state(
-        self, incremental_state: IncrementalState, new_order: Tensor
-    ) -> IncrementalState:
-        """Let the state follow the beam: row i becomes row ``new_order[i]``."""
-        buffer = self._get_input_buffer(incremental_state)
-        if buffer:
-            reordered = {name: x.index_select(0, new_order) for name, x in buffer.items()}
-            self._set_input_buffer(incremental_state, reordered)
-        return incremental_state
 
 
 class FastWeightSelfAttention(FastWeightAttention):
@@ -284,6 +275,7 @@ class FastWeightCrossAttention(FastWeightAttention):
         Args:
             query: ``(T, N, C)``.
             key: encoder output ``(S, N, kv_dim)``; not read once the state holds the source.
+                With fewer rows than ``query``, row i is the source of as many consecutive ones.
             value: ignored: the same tensor as ``key``.
             key_padding_mask: ``(N, S)``, True at padding, which writes nothing.
             incremental_state: fairseq's; keeps the written source.
@@ -305,18 +297,26 @@ class FastWeightCrossAttention(FastWeightAttention):
             state = self.mixer.write(self._to_heads(self.kv_proj(key)), mask)
             if incremental_state is not None:
                 self._save_state(incremental_state, state)
-        y = self.mixer.read(self._to_heads(self.q_proj(query)), state)
-        return self._from_heads(y), None
+                buffer = self._get_input_buffer(incremental_state)
+                buffer[BEAM] = torch.tensor(query.shape[1] // key.shape[1])
+        return self._from_heads(self._read(self._to_heads(self.q_proj(query)), state)), None
+
+    def _read(self, q: Tensor, state: State) -> Tensor:
+        """Read for every query row from its sentence's row of the state."""
+        rows, h, t, _ = q.shape
+        sentences = state[0].shape[0]
+        if rows == sentences:
+            return self.mixer.read(q, state)
+        # Reading knows no order: the hypotheses of a sentence are as good as further positions.
+        q = q.unflatten(0, (sentences, -1)).transpose(1, 2).flatten(2, 3)
+        y = self.mixer.read(q, state)
+        return y.unflatten(2, (-1, t)).transpose(1, 2).reshape(rows, h, t, -1)
 
     def reorder_incremental_state(
         self, incremental_state: IncrementalState, new_order: Tensor
     ) -> IncrementalState:
-        """Let the state follow the beam.
-
-        While no sentence leaves the batch, rows move among hypotheses of one source, whose states
-        are equal: nothing to copy. fairseq's own cross-attention relies on the same.
-        """
+        """Let the state follow the beam: only sentences that leave the batch change it."""
         buffer = self._get_input_buffer(incremental_state)
-        if all(x.shape[0] == new_order.shape[0] for x in buffer.values()):
-            return incremental_state
-        return super().reorder_incremental_state(incremental_state, new_order)
+        if buffer:
+            self._set_input_buffer(incremental_state, follow_beam(buffer, new_order))
+        return incremental_state

@@ -10,12 +10,13 @@ from fairseq.modules.transformer_layer import (
 )
 from torch import nn
 
-from fairseq_fwm.mixers import FastWeightConfig, FastWeightMixer
+from fairseq_fwm.mixers import SITES, FastWeightConfig, FastWeightMixer
 from fairseq_fwm.modules.attention import (
     FastWeightAttention,
     FastWeightCrossAttention,
     FastWeightSelfAttention,
 )
+from fairseq_fwm.modules.shared_source import SharedSourceAttention
 
 SOFTMAX = "softmax"
 
@@ -43,6 +44,14 @@ def site_config(cfg: Any, site: str) -> FastWeightConfig | None:
         favor_variant=str(cfg.fwm_favor_variant),
         impl=str(cfg.fwm_impl),
     )
+
+
+def shares_source(cfg: Any) -> bool:
+    """Return whether beam search keeps one source per sentence (``--fwm-shared-source``)."""
+    if str(cfg.fwm_shared_source) != "auto":
+        return str(cfg.fwm_shared_source) == "on"
+    # Without fast weights a model stays fairseq's to the last bit.
+    return any(site_config(cfg, site) is not None for site in SITES)
 
 
 def _shape(cfg: Any, site: str) -> tuple[int, int]:
@@ -89,7 +98,21 @@ class FWMTransformerDecoderLayer(TransformerDecoderLayerBase):
     def build_encoder_attention(self, embed_dim: int, cfg: Any) -> nn.Module:
         """Build the module at the site; fairseq's own for softmax."""
         ours = build_attention(cfg, "cross")
-        return ours if ours is not None else super().build_encoder_attention(embed_dim, cfg)
+        if ours is not None:
+            return ours
+        if not shares_source(cfg):
+            return super().build_encoder_attention(embed_dim, cfg)
+        return SharedSourceAttention(
+            embed_dim,
+            cfg.decoder.attention_heads,
+            kdim=cfg.encoder.embed_dim,
+            vdim=cfg.encoder.embed_dim,
+            dropout=cfg.attention_dropout,
+            encoder_decoder_attention=True,
+            q_noise=self.quant_noise,
+            qn_block_size=self.quant_noise_block_size,
+            xformers_att_config=cfg.encoder.xformers_att_config,
+        )
 
 
 def wrap_layer(layer: nn.Module, cfg: Any) -> nn.Module:
