@@ -23,7 +23,7 @@ import fairseq_fwm  # noqa: F401  (registers the architectures)
 from fairseq_fwm.models.fwm_transformer import FWMTransformerConfig
 from fairseq_fwm.modules.layers import FWMTransformerDecoderLayer
 
-SOFTMAX, SHARED, BEST = "softmax", "softmax-shared", "dpfp-delta"
+SOFTMAX, FAST_SOFTMAX, BEST = "softmax", "softmax-fast", "dpfp-delta"
 NO_ATTENTION, PROJECTIONS = "no attention", "projections only"
 
 
@@ -43,7 +43,7 @@ def _sites(decoder: str, feature_map: str, others: str = SOFTMAX) -> dict[str, s
 # The first is fairseq's own transformer, without anything of ours.
 VARIANTS = {
     SOFTMAX: _sites(SOFTMAX, "dpfp"),
-    SHARED: _sites(SOFTMAX, "dpfp") | {"fwm_shared_source": "on"},
+    FAST_SOFTMAX: _sites(SOFTMAX, "dpfp") | {"fwm_fast_decoding": "on"},
     "elu-sum": _sites("sum", "elu"),
     "dpfp-sum": _sites("sum", "dpfp"),
     "elu-delta": _sites("delta", "elu"),

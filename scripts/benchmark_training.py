@@ -46,7 +46,7 @@ SECTIONS = ("translation", "lm", "generation")
 DEFAULT_VARIANTS = {
     "translation": ["softmax", "elu-sum", "dpfp-sum", "elu-delta", "dpfp-delta"],
     "lm": ["softmax", "elu-sum", "dpfp-sum", "elu-delta", "dpfp-delta"],
-    "generation": ["softmax", "softmax-shared", "elu-sum", "dpfp-delta"],
+    "generation": ["softmax", "softmax-fast", "elu-sum", "dpfp-delta"],
 }
 LENGTHS = {
     "translation": ["16", "48"],
@@ -244,7 +244,7 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"any of: {', '.join(SECTIONS)} (default: all)")  # fmt: skip
     add("--variants", nargs="+", metavar="NAME",
         help="what to compare (default: softmax, elu-sum, dpfp-sum, elu-delta, dpfp-delta; "
-        "generation: softmax, softmax-shared, elu-sum, dpfp-delta); also sum-everywhere, "
+        "generation: softmax, softmax-fast, elu-sum, dpfp-delta); also sum-everywhere, "
         "elu-sum-everywhere: encoder and cross-attention too")  # fmt: skip
     add("--archs", nargs="+", choices=("tiny", "iwslt"), metavar="ARCH",
         help="translation: tiny, iwslt (default: both); generation: default tiny")  # fmt: skip

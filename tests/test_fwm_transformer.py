@@ -341,7 +341,7 @@ def test_frozen_surface():
         "--fwm-sum-norm": ["auto", "on", "off"],
         "--fwm-attn-norm": ["auto", "none", "output", "full"],
         "--fwm-output-scale": ["one", "rsqrt"],
-        "--fwm-shared-source": ["auto", "on", "off"],
+        "--fwm-fast-decoding": ["auto", "on", "off"],
         "--fwm-impl": ["auto", "reference", "chunked", "cpu", "cuda"],
     }
     assert list(FEATURE_MAPS) == maps and list(UPDATE_RULES) == ["sum", "delta"]

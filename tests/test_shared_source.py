@@ -18,7 +18,7 @@ STOCK = {"fwm_decoder_self": "softmax"}
 CROSS = [
     {"fwm_cross": "softmax"},
     {"fwm_cross": "sum", "fwm_attn_norm": "output"},
-    {"fwm_cross": "softmax", "fwm_decoder_self": "softmax", "fwm_shared_source": "on"},
+    {"fwm_cross": "softmax", "fwm_decoder_self": "softmax", "fwm_fast_decoding": "on"},
 ]
 
 
@@ -28,6 +28,13 @@ def encoded(**flags):
     inputs = batch(task)["net_input"]
     with torch.no_grad():
         return model.encoder, model.encoder(inputs["src_tokens"], inputs["src_lengths"])
+
+
+def inference(model, **generation):
+    model.prepare_for_inference_(
+        argparse.Namespace(generation=argparse.Namespace(beam=3, **generation))
+    )
+    return model
 
 
 def same(found, wanted):
@@ -88,6 +95,13 @@ def test_fewer_source_rows_are_read_by_consecutive_queries(flags, length):
         wanted, _ = attention(query, repeated, repeated, mask, None, static_kv=True)
         found, _ = attention(query, source, source, padding, attend, static_kv=True)
         assert_close("y", found, wanted, 1e-5)
+    for weights in (True, False):  # now from the state
+        found, _ = attention(query, None, None, None, attend, weights, static_kv=True)
+        assert_close("y", found, wanted, 1e-5)
+    order = torch.tensor([5, 5, 3])  # the first sentence leaves
+    attention.reorder_incremental_state(attend, order)
+    found, _ = attention(query[:, order], None, None, None, attend, False, static_kv=True)
+    assert_close("y", found, wanted[:, order], 1e-5)
 
 
 @pytest.mark.parametrize("flags", CROSS, ids=lambda f: "-".join(f.values()))
@@ -112,20 +126,16 @@ def test_decoding_keeps_the_source_once_for_a_sentence(flags, monkeypatch):
 
 @pytest.mark.parametrize("flags", CROSS, ids=lambda f: "-".join(f.values()))
 def test_the_same_translations_as_with_repeated_sources(flags):
-    (model, task), (other, _) = build(**flags), build(**flags | {"fwm_shared_source": "off"})
+    (model, task), (other, _) = build(**flags), build(**flags | {"fwm_fast_decoding": "off"})
     sample = batch(task)
     shared = generate(model, task, sample, max_len_b=20)
     repeated = generate(other, task, sample, max_len_b=20)
-    for found, wanted in zip(shared, repeated, strict=True):
-        assert [tokens for tokens, _ in found] == [tokens for tokens, _ in wanted]
-        assert [s for _, s in found] == pytest.approx([s for _, s in wanted], abs=1e-5)
-
-
-def inference(model, **generation):
-    model.prepare_for_inference_(
-        argparse.Namespace(generation=argparse.Namespace(beam=3, **generation))
-    )
-    return model
+    prepared = generate(inference(model), task, sample, max_len_b=20)
+    for found, again, wanted in zip(shared, prepared, repeated, strict=True):
+        for hypotheses in (found, again):
+            assert [tokens for tokens, _ in hypotheses] == [tokens for tokens, _ in wanted]
+            scores = [score for _, score in hypotheses]
+            assert scores == pytest.approx([score for _, score in wanted], abs=1e-5)
 
 
 def attentions(model, task, generator=SequenceGenerator, name="attention"):

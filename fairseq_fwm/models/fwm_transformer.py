@@ -30,7 +30,7 @@ from fairseq_fwm.modules.layers import (
     SOFTMAX,
     FWMTransformerDecoderLayer,
     FWMTransformerEncoderLayer,
-    shares_source,
+    decodes_fast,
     site_config,
     wrap_layer,
 )
@@ -49,7 +49,7 @@ FEATURE_MAP = ChoiceEnum(list(FEATURE_MAPS))
 SUM_NORM = ChoiceEnum(["auto", "on", "off"])
 ATTN_NORM = ChoiceEnum(["auto", *ATTN_NORMS])
 OUTPUT_SCALE = ChoiceEnum(["one", "rsqrt"])
-SHARED_SOURCE = ChoiceEnum(["auto", "on", "off"])
+FAST_DECODING = ChoiceEnum(["auto", "on", "off"])
 FAVOR_VARIANT = ChoiceEnum(list(FavorFeatureMap.VARIANTS))
 IMPL = ChoiceEnum(list(IMPLS))
 
@@ -97,10 +97,10 @@ class FWMTransformerConfig(TransformerConfig):
     fwm_output_scale: OUTPUT_SCALE = field(
         default="one", metadata={"help": "output times one or 1/sqrt(head_dim)"}
     )
-    fwm_shared_source: SHARED_SOURCE = field(
+    fwm_fast_decoding: FAST_DECODING = field(
         default="auto",
         metadata={
-            "help": "beam search keeps the source once per sentence, not per hypothesis; auto: on "
+            "help": "beam search keeps the source once per sentence, not per hypothesis; auto: "
             "unless every site is softmax (then as fairseq, to the last bit)"
         },
     )
@@ -135,7 +135,7 @@ class FWMTransformerEncoder(TransformerEncoderBase):
 
     def reorder_encoder_out(self, encoder_out: EncoderOut, new_order: Tensor) -> EncoderOut:
         """Let the output follow the beam, without a copy where rows stay with their sentence."""
-        if not shares_source(self.cfg):
+        if not decodes_fast(self.cfg):
             return super().reorder_encoder_out(encoder_out, new_order)
         if stays(encoder_out, new_order):
             return encoder_out

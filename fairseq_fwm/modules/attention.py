@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fairseq_fwm.mixers.base import Mixer, State
-from fairseq_fwm.modules.shared_source import BEAM, follow_beam
-
-IncrementalState = dict[str, dict[str, Tensor | None]]
+from fairseq_fwm.modules.shared_source import BEAM, IncrementalState, follow_beam
 
 ROWS = "rows"
 """Key beside the state's fields: the order that the beam has asked for since the last step."""

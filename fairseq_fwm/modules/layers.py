@@ -46,10 +46,10 @@ def site_config(cfg: Any, site: str) -> FastWeightConfig | None:
     )
 
 
-def shares_source(cfg: Any) -> bool:
-    """Return whether beam search keeps one source per sentence (``--fwm-shared-source``)."""
-    if str(cfg.fwm_shared_source) != "auto":
-        return str(cfg.fwm_shared_source) == "on"
+def decodes_fast(cfg: Any) -> bool:
+    """Return whether decoding may leave fairseq's own way (``--fwm-fast-decoding``)."""
+    if str(cfg.fwm_fast_decoding) != "auto":
+        return str(cfg.fwm_fast_decoding) == "on"
     # Without fast weights a model stays fairseq's to the last bit.
     return any(site_config(cfg, site) is not None for site in SITES)
 
@@ -100,7 +100,7 @@ class FWMTransformerDecoderLayer(TransformerDecoderLayerBase):
         ours = build_attention(cfg, "cross")
         if ours is not None:
             return ours
-        if not shares_source(cfg):
+        if not decodes_fast(cfg):
             return super().build_encoder_attention(embed_dim, cfg)
         return SharedSourceAttention(
             embed_dim,

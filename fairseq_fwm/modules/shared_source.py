@@ -5,11 +5,15 @@ softmax cross-attention keep keys and values once per hypothesis. Here the repea
 the width of the beam, from which cross-attention takes one row per sentence.
 """
 
+from typing import Any
+
 import torch
 from fairseq.modules import MultiheadAttention
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 EncoderOut = dict[str, list[Tensor]]
+IncrementalState = dict[str, dict[str, Tensor | None]]
 
 BEAM = "beam"
 """Key in the encoder's output and in the incremental state: hypotheses per sentence."""
@@ -88,20 +92,51 @@ class SharedSourceAttention(MultiheadAttention):
         key: Tensor | None,
         value: Tensor | None,
         key_padding_mask: Tensor | None = None,
-        incremental_state: dict[str, dict[str, Tensor | None]] | None = None,
-        **options: bool,
+        incremental_state: IncrementalState | None = None,
+        need_weights: bool = True,
+        **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend to the source; see fairseq's class."""
-        result = super().forward(query, key, value, key_padding_mask, incremental_state, **options)
+        buffer = self._get_input_buffer(incremental_state) if incremental_state else {}
+        if "prev_key" in buffer and not need_weights and self._only_reads(**options):
+            return self._read(query, buffer), None
+        result = super().forward(
+            *(query, key, value, key_padding_mask, incremental_state, need_weights), **options
+        )
         if incremental_state is not None:
             buffer = self._get_input_buffer(incremental_state)
-            if BEAM not in buffer:
-                buffer[BEAM] = torch.tensor(query.shape[1] // buffer["prev_key"].shape[0])
+            buffer[BEAM] = torch.tensor(query.shape[1] // buffer["prev_key"].shape[0])
         return result
 
+    def _only_reads(
+        self,
+        static_kv: bool = False,
+        attn_mask: Tensor | None = None,
+        before_softmax: bool = False,
+        need_head_weights: bool = False,
+    ) -> bool:
+        drops = self.training or self.dropout_module.apply_during_inference
+        special = before_softmax or need_head_weights or attn_mask is not None
+        return static_kv and not special and not (drops and self.dropout_module.p)
+
+    def _read(self, query: Tensor, buffer: dict[str, Tensor | None]) -> Tensor:
+        """Attend to the keys and values of the state, ``(N, H, S, d)``."""
+        k, v, padding = (buffer["prev_" + x] for x in ("key", "value", "key_padding_mask"))
+        n, h, _, d = k.shape
+        t, rows, c = query.shape
+        q = self.q_proj(query).view(t, n, -1, h, d).permute(1, 3, 2, 0, 4)
+        # No order among the queries: the hypotheses are as good as further positions.
+        y = scaled_dot_product_attention(
+            *(q.flatten(2, 3), k, v),
+            attn_mask=None if padding is None else ~padding.bool()[:, None, None],
+            scale=self.scaling,
+        )
+        y = y.view(n, h, -1, t, d).permute(3, 0, 2, 1, 4)
+        return self.out_proj(y.reshape(t, rows, c))
+
     def reorder_incremental_state(
-        self, incremental_state: dict[str, dict[str, Tensor | None]], new_order: Tensor
-    ) -> dict[str, dict[str, Tensor | None]]:
+        self, incremental_state: IncrementalState, new_order: Tensor
+    ) -> IncrementalState:
         """Let the state follow the beam: only sentences that leave the batch change it."""
         buffer = self._get_input_buffer(incremental_state)
         if buffer:
