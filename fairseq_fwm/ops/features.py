@@ -1,6 +1,7 @@
 """Feature maps as functions, and the specification by which an op applies one itself."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +59,7 @@ class FeatureSpec:
                 f"FeatureSpec: name must be 'none', 'elu' or 'dpfp', found {self.name!r}"
             )
 
-    @property
+    @cached_property
     def astuple(self) -> tuple[str, int, bool]:
         """Return (name, nu, sum_norm), as the compiled ops take them."""
         return self.name, self.nu, self.sum_norm

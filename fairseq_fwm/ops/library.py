@@ -50,7 +50,7 @@ SCHEMAS = {
 
 def has_kernel(op: str, device_type: str) -> bool:
     """Return whether the compiled module registered a kernel for ``fwm::op`` on the device."""
-    return device_type.upper() in COMPILED[op]
+    return device_type in COMPILED[op]
 
 
 def dispatch_keys(op: str) -> list[str]:
@@ -125,6 +125,6 @@ _library = torch.library.Library("fwm", "DEF")  # registrations live as long as 
 _register(_library)
 EXTENSION_PROBLEM = _load_extension()
 # Asked once: torch.compile cannot trace a question to the dispatcher.
-COMPILED = {op: [key for key in dispatch_keys(op) if key in ("CPU", "CUDA")] for op in SCHEMAS}
+COMPILED = {op: {key.lower() for key in dispatch_keys(op)} & {"cpu", "cuda"} for op in SCHEMAS}
 if EXTENSION_PROBLEM is not None:
-    COMPILED = dict.fromkeys(SCHEMAS, [])
+    COMPILED = dict.fromkeys(SCHEMAS, frozenset())

@@ -11,6 +11,16 @@ from fairseq_fwm.ops import fallback, library
 from fairseq_fwm.ops._common import State, accumulation_dtype, check_mask_dtype
 from fairseq_fwm.ops.features import NO_FEATURES, FeatureSpec
 
+# Looked up once: a step takes a few microseconds.
+_STEP = {
+    "sum": ("causal_sum_step", torch.ops.fwm.causal_sum_step.default),
+    "delta": ("causal_delta_step", torch.ops.fwm.causal_delta_step.default),
+}
+_STEP_IN_PLACE = {
+    "sum": ("causal_sum_step_", torch.ops.fwm.causal_sum_step_.default),
+    "delta": ("causal_delta_step_", torch.ops.fwm.causal_delta_step_.default),
+}
+
 
 def causal_sum_step(
     q: Tensor,
@@ -112,8 +122,8 @@ def _step(
 ) -> tuple[Tensor, State]:
     features = features or NO_FEATURES
     S, z = state if attn_norm != "none" else (state, None)
-    if _has_kernel(f"causal_{rule}_step", (*tensors, S, z)):  # which checks shapes itself
-        op = torch.ops.fwm.causal_sum_step if rule == "sum" else torch.ops.fwm.causal_delta_step
+    name, op = _STEP[rule]
+    if _has_kernel(name, (*tensors, S, z)):  # which checks shapes itself
         y, S, z = op(*tensors, S, z, rows, write_mask, *features.astuple, attn_norm)
     else:
         _check_step(tensors, S, z, rows, write_mask, features)
@@ -136,8 +146,8 @@ def _step_(
 ) -> Tensor:
     features = features or NO_FEATURES
     S, z = state if attn_norm != "none" else (state, None)
-    if _has_kernel(f"causal_{rule}_step_", (*tensors, S, z)):
-        op = torch.ops.fwm.causal_sum_step_ if rule == "sum" else torch.ops.fwm.causal_delta_step_
+    name, op = _STEP_IN_PLACE[rule]
+    if _has_kernel(name, (*tensors, S, z)):
         return op(*tensors, S, z, rows, write_mask, *features.astuple, attn_norm)
     if rows is not None and rows.shape != S.shape[:1]:
         raise ValueError(
@@ -152,10 +162,14 @@ def _step_(
 
 def _has_kernel(op: str, tensors: tuple[Tensor | None, ...]) -> bool:
     """The kernels have no derivative and want the state in the dtype that they compute in."""
-    q, k, v, *_, S, _ = tensors
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
         return False
-    return library.has_kernel(op, S.device.type) and S.dtype == accumulation_dtype(q, k, v)
+    q, k, v, S = tensors[0], tensors[1], tensors[2], tensors[-2]
+    dtype = S.dtype
+    usual = q.dtype is k.dtype is v.dtype is dtype and dtype.itemsize >= 4
+    if not usual and dtype != accumulation_dtype(q, k, v):
+        return False
+    return library.has_kernel(op, S.device.type)
 
 
 def _check_step(

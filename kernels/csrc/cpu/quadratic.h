@@ -39,6 +39,14 @@ void multiply_lower_transposed(Index C, Index N, const F* L, const F* B, F* out)
   }
 }
 
+// L <- L + L^T of a strictly lower L.
+template <class F>
+void add_transposed(Index C, F* L) {
+  for (Index i = 0; i < C; i++) {
+    for (Index j = 0; j < i; j++) L[j * C + i] = L[i * C + j];
+  }
+}
+
 // X <- (I + L)^{-1} X, or (I + L^T)^{-1} X, of a strictly lower L.
 template <bool Transposed, class F>
 void solve_unit_lower(Index C, Index N, const F* L, F* X) {
@@ -168,8 +176,8 @@ void backward_quadratic(const Causal& a, Index head, Scratch& scratch) {
     transpose(C, Vp, d, Vp, transposed, C);
     lower_product(C, V, dv, Vp, transposed, A, false);
     set_zero(dk, C * Kp);
-    multiply_lower<Into::subtract>(C, Kp, A, K_.data, dk);
-    multiply_lower_transposed<Into::subtract>(C, Kp, A, K_.data, dk);
+    add_transposed(C, A);
+    product<Into::subtract>(C, Kp, C, A, C, 1, K_.data, Kp, dk, Kp);
   } else {
     const HeadRows y(a.y, n, h, a.dtype);
     for (Index t = 0; norm.on() && t < a.T; t++) {

@@ -70,7 +70,11 @@ void step_state(Index K, Index V, const F* q, const F* k, F beta, const F* old, 
   Index c = 0;
 #define FWM_STEP(NV, Partial, part) \
   step_columns<F, NV, Delta, Partial>(K, V, q, k, beta, old + c, fresh + c, next + c, v + c, y + c, part)
-  for (; c + 4 * W<F> <= V; c += 4 * W<F>) FWM_STEP(4, false, 0);
+  // What retrieval has read should still be in L1 when it is updated.
+  if (K * 4 * W<F> * Index(sizeof(F)) <= 32 * 1024) {
+    for (; c + 4 * W<F> <= V; c += 4 * W<F>) FWM_STEP(4, false, 0);
+  }
+  for (; c + 2 * W<F> <= V; c += 2 * W<F>) FWM_STEP(2, false, 0);
   for (; c + W<F> <= V; c += W<F>) FWM_STEP(1, false, 0);
   if (c < V) FWM_STEP(1, true, V - c);
 #undef FWM_STEP
