@@ -23,79 +23,40 @@ from fairseq.models.transformer import (
 from fairseq.models.transformer.transformer_legacy import transformer_vaswani_wmt_en_de_big
 from torch import Tensor, nn
 
-from fairseq_fwm.feature_maps import FEATURE_MAPS, FavorFeatureMap
-from fairseq_fwm.mixers import SITES, UPDATE_RULES, why_invalid
-from fairseq_fwm.mixers.validity import ATTN_NORMS
+from fairseq_fwm.models.flags import (
+    FastWeightFlags,
+    check_sites,
+    seed_random_features,
+    site_choices,
+)
 from fairseq_fwm.modules.layers import (
     SOFTMAX,
     FWMTransformerDecoderLayer,
     FWMTransformerEncoderLayer,
     decodes_fast,
-    site_config,
     wrap_layer,
 )
 from fairseq_fwm.modules.shared_source import BEAM, EncoderOut, beam_after, per_sentence, stays
-from fairseq_fwm.ops.dispatch import IMPLS
 
-
-def _site_choices(site: str) -> Any:
-    return ChoiceEnum([SOFTMAX, *(n for n, rule in UPDATE_RULES.items() if site in rule.sites)])
-
-
-ENCODER_SELF = _site_choices("encoder_self")
-DECODER_SELF = _site_choices("decoder_self")
-CROSS = _site_choices("cross")
-FEATURE_MAP = ChoiceEnum(list(FEATURE_MAPS))
-SUM_NORM = ChoiceEnum(["auto", "on", "off"])
-ATTN_NORM = ChoiceEnum(["auto", *ATTN_NORMS])
-OUTPUT_SCALE = ChoiceEnum(["one", "rsqrt"])
+ENCODER_SELF = site_choices("encoder_self")
+CROSS = site_choices("cross")
 FAST_DECODING = ChoiceEnum(["auto", "on", "off"])
-FAVOR_VARIANT = ChoiceEnum(list(FavorFeatureMap.VARIANTS))
-IMPL = ChoiceEnum(list(IMPLS))
 
 NO_LAYER = -1
 """The alignment layer of a decoder that gives no alignment."""
 
 
 @dataclass
-class FWMTransformerConfig(TransformerConfig):
+class FWMTransformerConfig(FastWeightFlags, TransformerConfig):
     """fairseq's transformer configuration and the flat ``--fwm-*`` flags."""
 
     fwm_encoder_self: ENCODER_SELF = field(
         default="softmax",
         metadata={"help": "encoder self-attention; delta runs once in each direction"},
     )
-    fwm_decoder_self: DECODER_SELF = field(
-        default="delta", metadata={"help": "decoder self-attention"}
-    )
     fwm_cross: CROSS = field(
         default="softmax",
         metadata={"help": "cross-attention; sum writes the source once, then reads in O(1)"},
-    )
-    fwm_feature_map: FEATURE_MAP = field(
-        default="dpfp", metadata={"help": "feature map phi of all fast weight sites"}
-    )
-    fwm_dpfp_nu: int = field(
-        default=1, metadata={"help": "DPFP's nu; key features K = 2 * nu * head_dim"}
-    )
-    fwm_favor_features: int = field(
-        default=64, metadata={"help": "FAVOR+'s m; key features K = 2 * m"}
-    )
-    fwm_favor_variant: FAVOR_VARIANT = field(
-        default="stable",
-        metadata={"help": "FAVOR+ as here (stable) or as published (toolkit, retrieval)"},
-    )
-    fwm_favor_seed: int = field(default=1, metadata={"help": "seed of FAVOR+'s random matrices"})
-    fwm_sum_norm: SUM_NORM = field(
-        default="auto",
-        metadata={"help": "phi(q), phi(k) divided by their sums; auto: on for delta, off for sum"},
-    )
-    fwm_attn_norm: ATTN_NORM = field(
-        default="auto",
-        metadata={"help": "division by z.q (and z.k: full); auto: output for sum, none for delta"},
-    )
-    fwm_output_scale: OUTPUT_SCALE = field(
-        default="one", metadata={"help": "output times one or 1/sqrt(head_dim)"}
     )
     fwm_fast_decoding: FAST_DECODING = field(
         default="auto",
@@ -104,26 +65,6 @@ class FWMTransformerConfig(TransformerConfig):
             "unless every site is softmax (then as fairseq, to the last bit)"
         },
     )
-    fwm_impl: IMPL = field(
-        default="auto",
-        metadata={"help": "implementation of the updates; a named one must be there"},
-    )
-
-
-def check_sites(cfg: FWMTransformerConfig) -> None:
-    """Refuse invalid combinations before anything is built.
-
-    Raises:
-        ValueError: naming the flag and the reason.
-    """
-    for site in SITES:
-        config = site_config(cfg, site)
-        reason = None if config is None else why_invalid(config, site)
-        if reason is not None:
-            flag = "--fwm-" + site.replace("_", "-")
-            raise ValueError(
-                f"{flag} {config.rule} with --fwm-feature-map {config.feature_map}: {reason}"
-            )
 
 
 class FWMTransformerEncoder(TransformerEncoderBase):
@@ -241,13 +182,6 @@ class FWMTransformerModel(TransformerModelBase):
             )
         super().prepare_for_inference_(cfg)
         self.decoder.needs_alignment = bool(wanted)
-
-
-def seed_random_features(model: nn.Module, seed: int) -> None:
-    """Give every layer's random features a stream of their own, the same on every rank."""
-    maps = [m for m in model.modules() if isinstance(m, FavorFeatureMap)]
-    for layer, feature_map in enumerate(maps):
-        feature_map.seed_draws(seed * 1009 + layer)
 
 
 def _fill_fwm_defaults(args: Any) -> None:

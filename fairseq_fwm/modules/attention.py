@@ -31,6 +31,7 @@ class FastWeightAttention(nn.Module):
         mixer: a mixer for heads of size C / H.
         q_noise: quantisation noise on the projections, as in fairseq.
         qn_block_size: block size of that noise.
+        bias: give the projections biases.
 
     Raises:
         ValueError: if H does not divide C.
@@ -43,6 +44,7 @@ class FastWeightAttention(nn.Module):
         mixer: Mixer,
         q_noise: float = 0.0,
         qn_block_size: int = 8,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         if embed_dim % num_heads:
@@ -51,13 +53,14 @@ class FastWeightAttention(nn.Module):
         self.num_heads = num_heads
         self.head_dim = embed_dim // num_heads
         self.mixer = mixer
-        self.q_noise, self.qn_block_size = q_noise, qn_block_size
+        self.q_noise, self.qn_block_size, self.bias = q_noise, qn_block_size, bias
         self.out_proj = self._linear(num_heads * mixer.value_dim, embed_dim)
         nn.init.xavier_uniform_(self.out_proj.weight)
 
     def _linear(self, inputs: int, outputs: int) -> nn.Module:
-        linear = nn.Linear(inputs, outputs)
-        nn.init.zeros_(linear.bias)
+        linear = nn.Linear(inputs, outputs, bias=self.bias)
+        if self.bias:
+            nn.init.zeros_(linear.bias)
         return quant_noise(linear, self.q_noise, self.qn_block_size)
 
     def _init_projection(self, linear: nn.Module, inputs: int) -> None:
@@ -101,7 +104,8 @@ class FastWeightSelfAttention(FastWeightAttention):
 
     Args:
         causal: decoder self-attention (True) or encoder self-attention (False).
-        embed_dim, num_heads, mixer, q_noise, qn_block_size: see :class:`FastWeightAttention`.
+        embed_dim, num_heads, mixer, q_noise, qn_block_size, bias: see
+            :class:`FastWeightAttention`.
     """
 
     def __init__(self, *args, causal: bool, **kwargs) -> None:
@@ -245,7 +249,8 @@ class FastWeightCrossAttention(FastWeightAttention):
 
     Args:
         kv_dim: size of the encoder's vectors.
-        embed_dim, num_heads, mixer, q_noise, qn_block_size: see :class:`FastWeightAttention`.
+        embed_dim, num_heads, mixer, q_noise, qn_block_size, bias: see
+            :class:`FastWeightAttention`.
     """
 
     def __init__(self, *args, kv_dim: int, **kwargs) -> None:

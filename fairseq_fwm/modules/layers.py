@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from fairseq.distributed import fsdp_wrap
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from fairseq.modules.transformer_layer import (
@@ -54,6 +55,22 @@ def decodes_fast(cfg: Any) -> bool:
     return any(site_config(cfg, site) is not None for site in SITES)
 
 
+def has_no_biases(cfg: Any) -> bool:
+    """Return whether attention projects without biases (language models only)."""
+    return getattr(cfg, "fwm_no_projection_bias", False)
+
+
+def remove_biases(attention: nn.Module) -> None:
+    """Take the biases from the projections of fairseq's attention.
+
+    Its ``bias=False`` does not run: the biases become zeros that are no parameters.
+    """
+    for linear in (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj):
+        zeros = torch.zeros_like(linear.bias)
+        del linear.bias
+        linear.register_buffer("bias", zeros, persistent=False)
+
+
 def _shape(cfg: Any, site: str) -> tuple[int, int]:
     side = cfg.encoder if site == "encoder_self" else cfg.decoder
     return side.attention_heads, side.embed_dim
@@ -70,7 +87,11 @@ def build_attention(cfg: Any, site: str) -> FastWeightAttention | None:
         return None
     heads, dim = _shape(cfg, site)
     mixer = FastWeightMixer(dim // heads, config, site)
-    options = {"q_noise": cfg.quant_noise.pq, "qn_block_size": cfg.quant_noise.pq_block_size}
+    options = {
+        "q_noise": cfg.quant_noise.pq,
+        "qn_block_size": cfg.quant_noise.pq_block_size,
+        "bias": not has_no_biases(cfg),
+    }
     if site == "cross":
         return FastWeightCrossAttention(dim, heads, mixer, kv_dim=cfg.encoder.embed_dim, **options)
     return FastWeightSelfAttention(dim, heads, mixer, causal=site == "decoder_self", **options)
@@ -93,7 +114,10 @@ class FWMTransformerDecoderLayer(TransformerDecoderLayerBase):
         ours = build_attention(cfg, "decoder_self")
         if ours is not None:
             return ours
-        return super().build_self_attention(embed_dim, cfg, **kwargs)
+        softmax = super().build_self_attention(embed_dim, cfg, **kwargs)
+        if has_no_biases(cfg):
+            remove_biases(softmax)
+        return softmax
 
     def build_encoder_attention(self, embed_dim: int, cfg: Any) -> nn.Module:
         """Build the module at the site; fairseq's own for softmax."""
