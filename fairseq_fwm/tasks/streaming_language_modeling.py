@@ -1,8 +1,9 @@
 """``streaming_language_modeling``: batches of text streams whose state goes on between segments.
 
 A batch has ``--batch-size`` columns on every worker. Each column is one contiguous part of the
-text and is read in segments of ``--tokens-per-sample`` tokens. The model's state at a segment's end, without its
-gradient, is where the next one begins (arXiv 2102.11174, Sec. 6.3, "without truncating context").
+text and is read in segments of ``--tokens-per-sample`` tokens. The model's state at a segment's
+end, without its gradient, is where the next one begins (arXiv 2102.11174, Sec. 6.3, "without
+truncating context").
 """
 
 import itertools
@@ -200,18 +201,17 @@ class StreamingLanguageModelingTask(LanguageModelingTask):
             return None
         return last if sample[SEGMENT] else Stream.empty()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the place in the streams and the states of all workers."""
+    def get_checkpoint_dict(self) -> dict[str, Any]:
+        """Return the place in the streams and the states of all workers, for a checkpoint."""
         streams = self.all_streams or [self.train_stream]
-        return {
+        state = {
             "next_segment": self.next_segment,
             "streams": [stream.map(Tensor.cpu).states for stream in streams],
         }
+        return {type(self).__name__: state}  # fairseq looks there
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was called."""
-        if "streams" not in state:
-            return
+    def set_checkpoint_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`get_checkpoint_dict` was called."""
         workers, rank = world()
         if len(state["streams"]) != workers:
             logger.warning(
