@@ -97,7 +97,8 @@ class FWMTransformerLMDecoder(FWMTransformerDecoder):
             return
         if cfg.adaptive_softmax_cutoff is None:
             raise ValueError("--fwm-tied-adaptive-softmax needs --adaptive-softmax-cutoff")
-        if not isinstance(embed_tokens, nn.Embedding) or self.project_out_dim is not None:
+        widths = {getattr(embed_tokens, "embedding_dim", 0), self.embed_dim, self.output_embed_dim}
+        if not isinstance(embed_tokens, nn.Embedding) or len(widths) > 1:
             raise ValueError(
                 "--fwm-tied-adaptive-softmax ties one table of the model's own width: without "
                 "--adaptive-input, and with equal --decoder-embed-dim, --decoder-input-dim and "
