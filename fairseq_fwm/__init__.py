@@ -8,7 +8,7 @@ registers the models with fairseq, which is all that ``--user-dir`` needs.
 import logging
 
 from fairseq_fwm import feature_maps, mixers, ops
-from fairseq_fwm._safe_globals import allow_checkpoint_contents
+from fairseq_fwm._safe_globals import allow_broadcasts, allow_checkpoint_contents
 from fairseq_fwm.kernels_status import kernels_status
 
 __version__ = "0.1.0"
@@ -27,6 +27,7 @@ except Exception as error:  # fairseq 0.12.2 on Python >= 3.11 raises ValueError
         error,
     )
 else:
+    allow_broadcasts()
     # fairseq imports only tasks/ and models/ of a user directory, and nothing at all if the
     # package was imported before: everything that registers itself is imported here.
     from fairseq_fwm.models import fwm_transformer, fwm_transformer_lm  # noqa: F401

@@ -9,6 +9,7 @@ Nothing here can run code from a file; ``weights_only=False`` would.
 
 import argparse
 import functools
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,20 @@ _METER_DTYPES = ("bool", "int32", "int64", "float32", "float64")
 def allow_checkpoint_contents() -> None:
     """Allow-list what fairseq checkpoints hold, for ``torch.load(..., weights_only=True)``."""
     torch.serialization.add_safe_globals([argparse.Namespace, *_numpy_contents()])
+
+
+def allow_broadcasts() -> None:
+    """Allow-list what fairseq's workers send each other when a run of several goes on.
+
+    They get the checkpoint from the first one by ``torch.load``: the configuration in omegaconf's
+    containers, tensors apart from the rest, with placeholders that hold nothing but a number.
+    """
+    from fairseq.distributed import utils
+    from omegaconf import DictConfig, ListConfig, base, nodes
+
+    containers = [DictConfig, ListConfig, base.ContainerMetadata, base.Metadata, nodes.AnyNode]
+    plain = [Any, bool, int, float, str, list, dict, defaultdict]
+    torch.serialization.add_safe_globals([utils._TensorPlaceholder, *containers, *plain])
 
 
 def _numpy_contents() -> list[Callable]:

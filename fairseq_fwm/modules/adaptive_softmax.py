@@ -31,7 +31,8 @@ class TiedAdaptiveSoftmax(AdaptiveSoftmax):
         nn.Module.__init__(self)
         words, dim = embedding.weight.shape
         edges = [0, *cutoff, words]
-        if any(a >= b for a, b in zip(edges, edges[1:], strict=False)):
+        low = [(embedding.padding_idx or 0) + 1, *cutoff]
+        if any(a >= b for a, b in zip(low, edges[1:], strict=True)):
             raise ValueError(
                 f"adaptive softmax: cutoffs {cutoff} must ascend and lie below the {words} words "
                 "of the dictionary (--adaptive-softmax-cutoff)"
@@ -57,6 +58,29 @@ class TiedAdaptiveSoftmax(AdaptiveSoftmax):
         """Functions from ``(N, D)`` to the scores of each tail cluster."""
         return [partial(self._band, i) for i in range(len(self.cutoff) - 1)]
 
-    def _band(self, cluster: int, x: Tensor) -> Tensor:
-        words = slice(self.cutoff[cluster], self.cutoff[cluster + 1])
-        return F.linear(x, self.embedding.weight[words], self.bias[words])
+    def _band(self, cluster: int, x: Tensor, before: int = 0) -> Tensor:
+        """Return scores of a tail cluster, after as many impossible ones as ``before``."""
+        words = slice(self.cutoff[cluster] - before, self.cutoff[cluster + 1])
+        scores = F.linear(x, self.embedding.weight[words], self.bias[words])
+        scores[:, :before] = -torch.inf
+        return scores
+
+    def forward(
+        self, input: Tensor, target: Tensor
+    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """Return scores and targets of every cluster, for fairseq's ``adaptive_loss``.
+
+        That ignores the index of padding in the tails too, where it is a word's: the tails' words
+        are moved behind it.
+        """
+        x = self.dropout_module(input.reshape(-1, input.shape[-1]))
+        targets, rows = self.adapt_target(target)
+        scores: list[Tensor | None] = [self.head(x)]
+        before = (self.embedding.padding_idx or 0) + 1
+        for cluster, chosen in enumerate(rows):
+            if chosen is None:
+                scores.append(None)
+                continue
+            scores.append(self._band(cluster, x.index_select(0, chosen), before))
+            targets[cluster + 1] = targets[cluster + 1] + before
+        return scores, targets

@@ -83,6 +83,24 @@ class StreamDataset(BaseWrapperDataset):
         return batch
 
 
+class CarriedBatches:
+    """Batches whose model gets one stream; for whoever calls the model without this task."""
+
+    def __init__(self, batches: Any) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[dict]:
+        """Yield batches with the stream; the first segment begins with the initial state."""
+        stream = Stream.empty()
+        for sample in self.batches:
+            if not sample[SEGMENT]:
+                stream.states = []
+            yield with_stream(sample, stream)
+
+
 @register_task("streaming_language_modeling", dataclass=StreamingLanguageModelingConfig)
 class StreamingLanguageModelingTask(LanguageModelingTask):
     """fairseq's language modelling over streams that carry their state along."""
@@ -190,11 +208,8 @@ class StreamingLanguageModelingTask(LanguageModelingTask):
                 "--context-window has no meaning for a carried state; use --task "
                 "language_modeling for sliding windows"
             )
-        stream = Stream.empty()
-        for sample in super().eval_lm_dataloader(*args, **options):
-            if not sample[SEGMENT]:
-                stream.states = []
-            yield with_stream(sample, None if self.args.no_carry_over else stream)
+        batches = super().eval_lm_dataloader(*args, **options)
+        return batches if self.args.no_carry_over else CarriedBatches(batches)
 
     def _stream(self, sample: dict, last: Stream) -> Stream | None:
         if self.args.no_carry_over:
