@@ -32,7 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="sample among the K likeliest (default: all)")  # fmt: skip
     add("--seed", type=int, default=1, help="of the random numbers (default: 1)")
     add("--window", type=int, metavar="N",
-        help="tokens read again where there is no state (default: --tokens-per-sample)")  # fmt: skip
+        help="tokens read again without a state (default: --tokens-per-sample)")  # fmt: skip
     add("--threads", type=int, default=1, help="threads on the CPU (default: 1)")
     return parser
 
