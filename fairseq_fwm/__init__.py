@@ -30,5 +30,9 @@ else:
     allow_broadcasts()
     # fairseq imports only tasks/ and models/ of a user directory, and nothing at all if the
     # package was imported before: everything that registers itself is imported here.
-    from fairseq_fwm.models import fwm_transformer, fwm_transformer_lm  # noqa: F401
+    from fairseq_fwm.models import (  # noqa: F401
+        fwm_transformer,
+        fwm_transformer_lm,
+        transformer_xl_lm,
+    )
     from fairseq_fwm.tasks import streaming_language_modeling  # noqa: F401

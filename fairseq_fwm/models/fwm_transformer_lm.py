@@ -32,8 +32,25 @@ INIT_STD = 0.02
 
 
 @dataclass
-class LanguageModelFlags:
-    """What the published language models do differently from fairseq's."""
+class PublishedFlags:
+    """What all published language models do differently from fairseq's."""
+
+    fwm_init: INIT = field(
+        default="fairseq",
+        metadata={"help": f"normal: all weights N(0, {INIT_STD}), LayerNorm N(1, {INIT_STD})"},
+    )
+    fwm_tied_adaptive_softmax: bool = field(
+        default=False,
+        metadata={
+            "help": "adaptive softmax as published: one table for all clusters, tied with the "
+            "input embedding, and output biases; with --adaptive-softmax-cutoff"
+        },
+    )
+
+
+@dataclass
+class LanguageModelFlags(PublishedFlags):
+    """And those with absolute positions, or none."""
 
     fwm_positions: POSITIONS = field(
         default="fairseq",
@@ -42,19 +59,8 @@ class LanguageModelFlags:
             "of the segment, as published; --no-token-positional-embeddings removes both"
         },
     )
-    fwm_init: INIT = field(
-        default="fairseq",
-        metadata={"help": f"normal: all weights N(0, {INIT_STD}), LayerNorm N(1, {INIT_STD})"},
-    )
     fwm_no_projection_bias: bool = field(
         default=False, metadata={"help": "attention without biases, as published"}
-    )
-    fwm_tied_adaptive_softmax: bool = field(
-        default=False,
-        metadata={
-            "help": "adaptive softmax as published: one table for all clusters, tied with the "
-            "input embedding, and output biases; with --adaptive-softmax-cutoff"
-        },
     )
 
 
@@ -173,6 +179,10 @@ class FWMTransformerLMDecoder(FWMTransformerDecoder):
                 "positions that begin anew in every segment do not fit a carried state: train "
                 "with --no-token-positional-embeddings"
             )
+        return self.why_layers_forget()
+
+    def why_layers_forget(self) -> str | None:
+        """Return why not every layer keeps its state, or ``None`` if each does."""
         if self.cfg.checkpoint_activations or self.decoder_layerdrop > 0:
             return (
                 "a carried state does not go with --checkpoint-activations or --decoder-layerdrop"
@@ -223,7 +233,7 @@ class FWMTransformerLanguageModel(TransformerLanguageModel):
             ValueError: for character embeddings, and adaptive weights that cannot be tied.
         """
         if args.character_embeddings:
-            raise ValueError("fwm_transformer_lm has no --character-embeddings")
+            raise ValueError("this model has no --character-embeddings")
         if args.tie_adaptive_weights and not (
             args.adaptive_input
             and args.adaptive_input_factor == args.adaptive_softmax_factor
@@ -273,17 +283,31 @@ PUBLISHED = {
     "dropout": 0.1,
     "activation_dropout": 0.1,
     "adaptive_softmax_cutoff": "20000,40000,200000",
+    "fwm_init": "normal",
+    "fwm_tied_adaptive_softmax": True,
+}
+"""What all WikiText-103 models of arXiv 2102.11174 share."""
+
+DELTA_NETWORK = PUBLISHED | {
     "fwm_feature_map": "elu",
     "fwm_output_scale": "rsqrt",
     "fwm_positions": "reversed",
-    "fwm_init": "normal",
     "fwm_no_projection_bias": True,
-    "fwm_tied_adaptive_softmax": True,
 }
-"""What both WikiText-103 models of arXiv 2102.11174 share (Delta Network)."""
+"""And its Delta Networks."""
+
+TINY = {
+    "decoder_layers": 4,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_embed_dim": 512,
+    "dropout": 0.1,
+    "share_decoder_input_output_embed": True,
+}
+"""Minutes on a CPU."""
 
 
-def _shape(args: Any, dim: int, **others: Any) -> None:
+def set_shape(args: Any, dim: int, **others: Any) -> None:
+    """Set what was not given to a model of one width."""
     dims = {f"decoder_{kind}_dim": dim for kind in ("embed", "input", "output")}
     for name, value in (dims | others).items():
         setattr(args, name, getattr(args, name, value))
@@ -292,19 +316,19 @@ def _shape(args: Any, dim: int, **others: Any) -> None:
 @register_model_architecture("fwm_transformer_lm", "fwm_transformer_lm_wikitext103_small")
 def fwm_transformer_lm_wikitext103_small(args: Any) -> None:
     """The small model: 16 layers, 128, FFN 2048, 8 heads; train with --tokens-per-sample 256."""
-    _shape(args, 128, **PUBLISHED)
+    set_shape(args, 128, **DELTA_NETWORK)
 
 
 @register_model_architecture("fwm_transformer_lm", "fwm_transformer_lm_wikitext103_medium")
 def fwm_transformer_lm_wikitext103_medium(args: Any) -> None:
     """The medium model: 16 layers, 256, FFN 2048, 8 heads; with --tokens-per-sample 384."""
-    _shape(args, 256, **PUBLISHED)
+    set_shape(args, 256, **DELTA_NETWORK)
 
 
 @register_model_architecture("fwm_transformer_lm", "fwm_transformer_lm_char")
 def fwm_transformer_lm_char(args: Any) -> None:
     """Characters (enwik8, text8): 12 layers, 512, FFN 2048, 8 heads, no positions."""
-    _shape(
+    set_shape(
         args,
         512,
         decoder_layers=12,
@@ -322,13 +346,4 @@ def fwm_transformer_lm_char(args: Any) -> None:
 @register_model_architecture("fwm_transformer_lm", "fwm_transformer_lm_tiny")
 def fwm_transformer_lm_tiny(args: Any) -> None:
     """4 layers, 128, FFN 512, 4 heads, no positions: minutes on a CPU."""
-    _shape(
-        args,
-        128,
-        decoder_layers=4,
-        decoder_attention_heads=4,
-        decoder_ffn_embed_dim=512,
-        dropout=0.1,
-        share_decoder_input_output_embed=True,
-        no_token_positional_embeddings=True,
-    )
+    set_shape(args, 128, **TINY, no_token_positional_embeddings=True)

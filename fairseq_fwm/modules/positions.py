@@ -1,4 +1,4 @@
-"""Positions of the published language models: sinusoids, counted from the end."""
+"""Positions of the published language models: sinusoids."""
 
 import sys
 
@@ -6,8 +6,33 @@ import torch
 from torch import Tensor, nn
 
 
-class ReversedSinusoids(nn.Module):
-    """Sinusoids ``[sin, cos]`` (not interleaved) of the distance to the end of the segment.
+class Sinusoids(nn.Module):
+    """Sinusoids ``[sin, cos]`` (not interleaved) of given positions.
+
+    Args:
+        dim: D, an even number.
+
+    Raises:
+        ValueError: if ``dim`` is odd.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        if dim % 2:
+            raise ValueError(f"sinusoids need an even number of dimensions, found {dim}")
+        self.dim = dim
+
+    def forward(self, positions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the encodings of positions, ``(...)`` -> ``(..., D)``."""
+        # No buffer: in a model of half precision it would round the angles.
+        exact = torch.promote_types(dtype, torch.float32)
+        evens = torch.arange(0, self.dim, 2, dtype=torch.float64, device=positions.device)
+        angles = positions.unsqueeze(-1) * (10000 ** (-evens / self.dim)).to(exact)
+        return torch.cat((angles.sin(), angles.cos()), -1).to(dtype)
+
+
+class ReversedSinusoids(Sinusoids):
+    """Sinusoids of the distance to the end of the segment.
 
     The last token of a segment always has position 0, so the same token moves by one position
     with every token that is appended: there is no decoding token by token.
@@ -25,12 +50,8 @@ class ReversedSinusoids(nn.Module):
     max_positions = sys.maxsize
 
     def __init__(self, dim: int, padding_idx: int) -> None:
-        super().__init__()
-        if dim % 2:
-            raise ValueError(f"reversed sinusoids need an even number of dimensions, found {dim}")
+        super().__init__(dim)
         self.padding_idx = padding_idx
-        frequencies = 10000 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
-        self.register_buffer("frequencies", frequencies.float(), persistent=False)
 
     def forward(self, tokens: Tensor, incremental_state: dict | None = None) -> Tensor:
         """Return the encodings of ``(N, T)`` tokens, ``(N, T, D)`` or ``(1, T, D)``.
@@ -48,5 +69,4 @@ class ReversedSinusoids(nn.Module):
         lengths = real.shape[1] if bool(real.all()) else real.sum(1, keepdim=True)
         steps = torch.arange(real.shape[1], device=tokens.device)
         left = (lengths - 1 - steps.unsqueeze(0)).clamp(min=0)
-        angles = left.unsqueeze(-1) * self.frequencies
-        return torch.cat((angles.sin(), angles.cos()), -1)
+        return super().forward(left)
