@@ -12,6 +12,7 @@ from fairseq.models import (
 )
 
 WORDS = 24
+PAD, EOS = Dictionary().pad(), Dictionary().eos()
 
 
 class Task:

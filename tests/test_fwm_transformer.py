@@ -9,13 +9,11 @@ from variants import assert_close
 pytest.importorskip("fairseq", reason="fairseq is not installed")
 
 from fairseq.data import Dictionary, LanguagePairDataset
-from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY, MODEL_REGISTRY
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.models.transformer import TransformerModel
 from fairseq.sequence_generator import SequenceGenerator
 
 import fairseq_fwm  # noqa: F401
-from fairseq_fwm.feature_maps import FEATURE_MAPS
-from fairseq_fwm.mixers import UPDATE_RULES
 from fairseq_fwm.models.fwm_transformer import FWMTransformerModel
 
 SITES = [
@@ -311,40 +309,3 @@ def test_architectures(arch):
     assert first["fwm_decoder_self"] == "delta" and first["fwm_feature_map"] == "dpfp"
     assert first["fwm_encoder_self"] == first["fwm_cross"] == "softmax"
     assert ARCH_MODEL_REGISTRY[arch] is FWMTransformerModel
-
-
-SEQUENCE_OPS = ("fwd", "bwd", "step", "step_")
-
-
-def test_frozen_surface():
-    """Users' scripts depend on these names: changing them is a deliberate edit."""
-    ours = sorted(name for name in ARCH_MODEL_REGISTRY if name.startswith("fwm_"))
-    assert ours == sorted(SHAPES)
-    assert [name for name in MODEL_REGISTRY if name.startswith("fwm_")] == ["fwm_transformer"]
-    parser = argparse.ArgumentParser()
-    FWMTransformerModel.add_args(parser)
-    flags = {
-        action.option_strings[0]: action.choices
-        for action in parser._actions
-        if action.option_strings[0].startswith("--fwm-")
-    }
-    maps = ["elu", "dpfp", "tanh", "softmax_features", "favor"]
-    assert flags == {
-        "--fwm-encoder-self": ["softmax", "sum", "delta"],
-        "--fwm-decoder-self": ["softmax", "sum", "delta"],
-        "--fwm-cross": ["softmax", "sum"],
-        "--fwm-feature-map": maps,
-        "--fwm-dpfp-nu": None,
-        "--fwm-favor-features": None,
-        "--fwm-favor-variant": ["stable", "toolkit", "retrieval"],
-        "--fwm-favor-seed": None,
-        "--fwm-sum-norm": ["auto", "on", "off"],
-        "--fwm-attn-norm": ["auto", "none", "output", "full"],
-        "--fwm-output-scale": ["one", "rsqrt"],
-        "--fwm-fast-decoding": ["auto", "on", "off"],
-        "--fwm-impl": ["auto", "reference", "chunked", "cpu", "cuda"],
-    }
-    assert list(FEATURE_MAPS) == maps and list(UPDATE_RULES) == ["sum", "delta"]
-    sequence = [f"causal_{rule}_{end}" for rule in ("sum", "delta") for end in SEQUENCE_OPS]
-    maps = ["feature_map", "feature_map_bwd", "favor_exp", "favor_exp_bwd", "cpu_isa"]
-    assert sorted(fairseq_fwm.ops.library.SCHEMAS) == sorted(sequence + maps)

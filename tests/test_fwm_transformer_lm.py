@@ -1,21 +1,17 @@
 """fwm_transformer_lm in fairseq: stock with softmax, as published in size and form, streaming."""
 
-import argparse
-
+import language_models
 import pytest
 import torch
+from language_models import EOS, PAD, Task, tokens
 from variants import assert_close
 
 pytest.importorskip("fairseq", reason="fairseq is not installed")
 
 from fairseq.criterions.adaptive_loss import AdaptiveLoss
-from fairseq.data import Dictionary
-from fairseq.models import ARCH_CONFIG_REGISTRY, MODEL_DATACLASS_REGISTRY
-from fairseq.models.transformer_lm import TransformerLanguageModel
 from fairseq.sequence_generator import SequenceGenerator
 
 import fairseq_fwm  # noqa: F401
-from fairseq_fwm.models.fwm_transformer_lm import FWMTransformerLanguageModel
 from fairseq_fwm.modules.positions import ReversedSinusoids
 from fairseq_fwm.modules.stream import Stream
 
@@ -40,29 +36,8 @@ VARIANTS = [
 ]
 
 
-class Task:
-    """As much of fairseq's language modelling task as a model needs to be built."""
-
-    def __init__(self, words=24):
-        self.source_dictionary = self.target_dictionary = Dictionary()
-        for i in range(words - 4):
-            self.source_dictionary.add_symbol(f"w{i}")
-
-
-def build(cls=FWMTransformerLanguageModel, arch="fwm_transformer_lm", words=24, **flags):
-    """Build as fairseq does: flags, then the architecture's shape, then the defaults."""
-    args, task = argparse.Namespace(**flags), Task(words)
-    ARCH_CONFIG_REGISTRY[arch](args)
-    defaults = MODEL_DATACLASS_REGISTRY["fwm_transformer_lm"]()
-    for name in vars(defaults):
-        if not hasattr(args, name):
-            setattr(args, name, getattr(defaults, name))
-    torch.manual_seed(0)
-    return cls.build_model(args, task).eval(), task
-
-
-def tokens(*shape, words=24):
-    return torch.randint(4, words, shape, generator=torch.Generator().manual_seed(1))
+def build(arch="fwm_transformer_lm", **flags):
+    return language_models.build(arch, **flags)
 
 
 def log_probs(model, x, **options):
@@ -71,8 +46,8 @@ def log_probs(model, x, **options):
 
 def test_softmax_is_the_stock_language_model():
     flags = {**TINY, "share_decoder_input_output_embed": True}
-    ours, _ = build(fwm_decoder_self="softmax", **flags)
-    stock, _ = build(TransformerLanguageModel, **flags)
+    ours = build(fwm_decoder_self="softmax", **flags)
+    stock = build("transformer_lm", **flags | {"decoder_normalize_before": False})
     assert list(ours.state_dict()) == list(stock.state_dict())
     for name, tensor in stock.state_dict().items():
         assert torch.equal(ours.state_dict()[name], tensor), name
@@ -93,7 +68,7 @@ def test_published_parameter_counts(size, rule, millions, extra):
     arch = f"fwm_transformer_lm_wikitext103_{size}"
     with torch.device("meta"):
         flags = {"tokens_per_sample": 256, "max_target_positions": None}
-        model, _ = build(arch=arch, words=WORDS, fwm_decoder_self=rule, **flags)
+        model = build(arch=arch, words=WORDS, fwm_decoder_self=rule, **flags)
     count = sum(p.numel() for p in model.parameters())
     dim = {"small": 128, "medium": 256}[size]
     layer = 4 * dim * dim + 2 * dim * 2048 + 2048 + dim + 4 * dim
@@ -104,7 +79,7 @@ def test_published_parameter_counts(size, rule, millions, extra):
 @pytest.mark.parametrize("flags", VARIANTS, ids=lambda f: "-".join(map(str, f.values())))
 @pytest.mark.parametrize("lengths", [(12,), (5, 7), (1, 1, 10), (4, 1, 4, 3)])
 def test_a_stream_in_segments_is_one_long_segment(flags, lengths):
-    model, _ = build(**TINY, **PLAIN, **flags)
+    model = build(**TINY, **PLAIN, **flags)
     text, stream = tokens(3, 12), Stream.empty()
     with torch.no_grad():
         wanted = log_probs(model, text)
@@ -113,7 +88,7 @@ def test_a_stream_in_segments_is_one_long_segment(flags, lengths):
 
 
 def test_gradients_flow_through_a_stream_until_it_is_detached():
-    model, _ = build(**TINY, **PLAIN)
+    model = build(**TINY, **PLAIN)
     first, second = tokens(2, 12).split(6, 1)
     table = model.decoder.embed_tokens.weight
 
@@ -136,7 +111,7 @@ def test_the_state_has_the_published_size():
     """arXiv 2102.11174, Table 4: 0.13 M numbers for the medium model."""
     shape = {**TINY, "decoder_embed_dim": 256, "decoder_layers": 16, "decoder_attention_heads": 8}
     shape |= {"decoder_input_dim": 256, "decoder_output_dim": 256}
-    model, _ = build(**shape, **PLAIN, fwm_feature_map="elu")
+    model = build(**shape, **PLAIN, fwm_feature_map="elu")
     stream = Stream.empty()
     with torch.no_grad():
         model(tokens(2, 3), stream=stream)
@@ -153,15 +128,15 @@ def test_the_state_has_the_published_size():
     ],
 )
 def test_models_that_cannot_carry_a_state_say_why(flags, reason):
-    model, _ = build(**TINY, **flags)
+    model = build(**TINY, **flags)
     with pytest.raises(ValueError, match=reason):
         model(tokens(1, 3), stream=Stream.empty())
 
 
 def test_padding_does_not_change_a_stream():
-    model, task = build(**TINY, **PLAIN)
+    model = build(**TINY, **PLAIN)
     text = tokens(2, 8)
-    padded = torch.cat((text[:, :5], torch.full((2, 2), task.source_dictionary.pad())), 1)
+    padded = torch.cat((text[:, :5], torch.full((2, 2), PAD)), 1)
     short, long = Stream.empty(), Stream.empty()
     with torch.no_grad():
         model(text[:, :5], stream=short)
@@ -185,7 +160,7 @@ def brute_force_log_probs(softmax, features):
 def test_tied_adaptive_softmax():
     """All probabilities, the loss of fairseq's criterion, and the tie with the input."""
     flags = {"adaptive_softmax_cutoff": "8,12,17", "fwm_tied_adaptive_softmax": True}
-    model, task = build(**TINY, **PLAIN, **flags)
+    model = build(**TINY, **PLAIN, **flags)
     softmax = model.decoder.adaptive_softmax
     assert softmax.embedding is model.decoder.embed_tokens
     for parameter in (softmax.bias, softmax.cluster_bias, softmax.cluster_weight):
@@ -195,7 +170,7 @@ def test_tied_adaptive_softmax():
     wanted = brute_force_log_probs(softmax, features)
     assert_close("log-probabilities", log_probs(model, text), wanted, 1e-5)
     assert_close("sum", wanted.exp().sum(-1), torch.ones(3, 9), 1e-5)
-    criterion = AdaptiveLoss(task, sentence_avg=False)
+    criterion = AdaptiveLoss(Task(), sentence_avg=False)
     sample = {"net_input": {"src_tokens": text}, "target": target}
     loss, *_ = criterion(model, sample)
     assert_close("loss", loss[0], -wanted.gather(-1, target.unsqueeze(-1)).sum(), 1e-5)
@@ -236,22 +211,22 @@ def test_reversed_positions():
 
 
 def test_initialisation_as_published():
-    model, task = build(fwm_init="normal", **{**TINY, "decoder_ffn_embed_dim": 4096})
+    model = build(fwm_init="normal", **{**TINY, "decoder_ffn_embed_dim": 4096})
     layer = model.decoder.layers[0]
     assert layer.fc1.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert not layer.fc1.bias.any() and not layer.self_attn.in_proj.bias.any()
     norms = torch.cat([x.final_layer_norm.weight for x in model.decoder.layers])
     assert 0.002 < norms.std() < 0.05 and abs(norms.mean() - 1) < 0.02
-    assert not model.decoder.embed_tokens.weight[task.source_dictionary.pad()].any()
+    assert not model.decoder.embed_tokens.weight[PAD].any()
 
 
 @pytest.mark.parametrize("flags", VARIANTS[:2], ids=["dpfp", "elu"])
 def test_generation_scores_equal_full_recomputation(flags):
-    model, task = build(**TINY, **PLAIN, **flags)
+    model = build(**TINY, **PLAIN, **flags)
     model.decoder.embed_tokens.weight.data *= 0.3
-    generator = SequenceGenerator([model], task.target_dictionary, beam_size=3, max_len_b=9)
+    generator = SequenceGenerator([model], Task().target_dictionary, beam_size=3, max_len_b=9)
     generator.normalize_scores = False
-    empty = torch.full((2, 1), task.source_dictionary.eos())
+    empty = torch.full((2, 1), EOS)
     sample = {"net_input": {"src_tokens": empty, "src_lengths": torch.ones(2)}}
     with torch.no_grad():
         for hypotheses in generator.generate([model], sample):
@@ -271,7 +246,7 @@ def test_presets():
     }
     for arch, (layers, dim, ffn, heads) in shapes.items():
         with torch.device("meta"):
-            model, _ = build(
+            model = build(
                 arch=arch, words=300_000, tokens_per_sample=256, max_target_positions=None
             )
         layer = model.decoder.layers[0]

@@ -283,6 +283,7 @@ PUBLISHED = {
     "dropout": 0.1,
     "activation_dropout": 0.1,
     "adaptive_softmax_cutoff": "20000,40000,200000",
+    "adaptive_softmax_dropout": 0.1,
     "fwm_init": "normal",
     "fwm_tied_adaptive_softmax": True,
 }
