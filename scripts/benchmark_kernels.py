@@ -241,7 +241,7 @@ def run_all(args: argparse.Namespace) -> None:
     """Measure the chosen cases; the file is written after every one."""
     import kernel_measure as measure
     import torch
-    from multi30k_run import write_json
+    from run_record import write_json
     from tqdm import tqdm
 
     torch.set_num_threads(1)
@@ -336,7 +336,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     from benchmark_conditions import warnings_of
     from kernel_report import report
-    from results_multi30k import ResultsError
+    from result_tables import ResultsError
 
     add_peers(args.peers)
     if not args.from_json:

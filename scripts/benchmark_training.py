@@ -194,7 +194,7 @@ def run_case(case: Any, args: argparse.Namespace) -> dict[str, Any]:
 def environment(args: argparse.Namespace) -> dict[str, Any]:
     """Describe the machine, the versions and the command."""
     import torch
-    from multi30k_run import cpu_model, git_commit, now
+    from run_record import cpu_model, git_commit, now
 
     from fairseq_fwm import kernels_status
 
@@ -217,7 +217,7 @@ def environment(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_all(args: argparse.Namespace) -> None:
     """Measure the chosen sections; each one's file is written after every case."""
-    from multi30k_run import write_json
+    from run_record import write_json
 
     cases, described = list(make_cases(args)), environment(args)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -312,7 +312,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run_child(args.child)
         return 0
     from benchmark_training_report import profile, report
-    from results_multi30k import ResultsError
+    from result_tables import ResultsError
 
     if args.from_json:
         try:

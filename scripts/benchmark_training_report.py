@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from results_multi30k import ResultsError, put_between_markers, short_commit, table
+from result_tables import ResultsError, put_between_markers, short_commit, table
 
 SECTIONS = ("translation", "lm", "generation")
 SOFTMAX, BEST = "softmax", "dpfp-delta"

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by other scripts: messages, the Python environment, the memory setting.
+# Sourced by other scripts: messages, the Python environment, the memory setting, trainings.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${FWM_VENV:-$root/.venv} # as scripts/setup.sh
@@ -35,4 +35,37 @@ missing = [name for name in sys.argv[1:] if find_spec(name) is None]
 print(*missing)
 sys.exit(bool(missing))
 PYTHON
+}
+
+# lock_run DIR: make a run's directory and keep other processes away from it.
+lock_run() {
+  mkdir -p "$1"
+  if type flock &>/dev/null; then
+    exec 9>"$1/.lock"
+    flock --nonblock 9 || die "$1 is being trained by another process"
+  fi
+}
+
+record() { python "$root/scripts/run_record.py" "$@"; }
+
+# train_run DIR FLAG... -- COMMAND...: run a command that trains into DIR, or go on with it, unless it
+# has come to its end; FLAGs go to 'run_record.py begin'. Returns with an error if the training does.
+train_run() {
+  local dir=$1 about=() state=0
+  shift
+  while [[ $1 != -- ]]; do
+    about+=("$1")
+    shift
+  done
+  shift
+  record begin "$dir" "${about[@]}" -- "$@" || exit
+  record finished "$dir" || state=$?
+  case $state in
+    0) say "training: already finished in $dir"; return ;;
+    3) ;;
+    *) die "cannot read the state of $dir (see above)" ;;
+  esac
+  say "training; log: $dir/train.log"
+  printf '\n=== %s: %s\n' "$(date -u +%FT%TZ)" "${*@Q}" >>"$dir/train.log"
+  "$@" 2>&1 | tee -a "$dir/train.log" && record end "$dir"
 }

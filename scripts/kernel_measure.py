@@ -346,7 +346,7 @@ def peak_bytes(script: Path, job: dict[str, Any]) -> int | None:
 def environment(args: argparse.Namespace) -> dict[str, Any]:
     """Describe the machine, the versions and the command."""
     import torch
-    from multi30k_run import cpu_model, git_commit, now
+    from run_record import cpu_model, git_commit, now
 
     from fairseq_fwm import kernels_status
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from results_multi30k import ResultsError, put_between_markers, short_commit, table
+from result_tables import ResultsError, put_between_markers, short_commit, table
 
 TOLERANCE = 1e-3  # far above fp32 rounding of any form, far below another function
 BOTH = "forward+backward"

@@ -7,101 +7,35 @@ Prints the tables; `--out FILE` also puts them into FILE between the lines
 """
 
 import argparse
-import json
 import logging
-import os
-import re
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from tqdm import tqdm
 
-START, END = "<!-- results:start -->", "<!-- results:end -->"
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from result_tables import (  # noqa: E402
+    ResultsError,
+    Run,
+    distinct,
+    duration,
+    each,
+    load_runs,
+    number,
+    pairs_by_seed,
+    put_between_markers,
+    short_commit,
+    table,
+)
+
 BASELINE = "softmax"
 ORDER = [
     "softmax", "elu-sum", "favor-sum", "dpfp-sum", "elu-delta", "dpfp-delta", "sum-everywhere",
     "elu-sum-everywhere",
 ]  # fmt: skip
-
-
-class ResultsError(Exception):
-    """The runs at hand cannot be tabulated; the message says why."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One scored run: its `result.json` and its translations."""
-
-    directory: Path
-    label: str
-    result: dict[str, Any]
-
-    @property
-    def seed(self) -> int:
-        """The random seed."""
-        return self.result["seed"]
-
-    def lines(self, name: str) -> list[str]:
-        """Return the lines of one of the run's text files."""
-        return (self.directory / name).read_text("utf-8").split("\n")[:-1]
-
-
-def load_runs(directory: Path) -> list[Run]:
-    """Load every scored run below a directory, softmax first, seeds in order.
-
-    A run is labelled by its directory's name without the seed, so that a run with other flags
-    under a name of its own is not mixed with the variant that it started from.
-    """
-    runs = []
-    for path in sorted(directory.glob("*/result.json")):
-        label = re.sub(r"-seed\d+(-full)?$", "", path.parent.name)
-        runs.append(Run(path.parent, label, json.loads(path.read_text("utf-8"))))
-    if not runs:
-        raise ResultsError(
-            f"no */result.json under {directory}: run scripts/train_multi30k.sh first"
-        )
-    return sorted(runs, key=lambda run: (*rank(run.label), run.seed))
-
-
-def rank(label: str) -> tuple[int, str]:
-    """Return the sorting key of a label: known variants in their order, then others by name."""
-    return (ORDER.index(label) if label in ORDER else len(ORDER), label)
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def each(values: Sequence[float]) -> str:
-    """Return the mean in bold, followed by the single values where there are several."""
-    mean = f"**{fmean(values):.2f}**"
-    return mean if len(values) == 1 else f"{mean} ({', '.join(f'{v:.2f}' for v in values)})"
-
-
-def duration(seconds: float | None) -> str:
-    """Return seconds as hours and minutes."""
-    if seconds is None:
-        return "?"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60}:{minutes % 60:02d}"
-
-
-def number(value: float | None, digits: int = 0) -> str:
-    """Return a number with thousands separators, or a question mark where none was recorded."""
-    return "?" if value is None else f"{value:,.{digits}f}"
-
-
-def pairs_by_seed(runs: Sequence[Run], baseline: Sequence[Run]) -> list[tuple[Run, Run]]:
-    """Return (baseline, run) for every seed that both have."""
-    by_seed = {run.seed: run for run in baseline}
-    return [(by_seed[run.seed], run) for run in runs if run.seed in by_seed]
 
 
 def summary_row(label: str, runs: Sequence[Run], baseline: Sequence[Run]) -> list[str]:
@@ -135,13 +69,6 @@ RUNS_HEADER = [
     "run", "architecture", "updates", "parameters", "best valid nll", "decoding, s", "tokens/s",
     "threads", "torch", "commit", "date",
 ]  # fmt: skip
-
-
-def short_commit(commit: str | None) -> str:
-    """Shorten a commit, keeping a plus sign where the tree differed from it."""
-    if commit is None:
-        return "?"
-    return commit[:10] + ("+" if commit.endswith("-dirty") else "")
 
 
 def runs_row(run: Run) -> list[str]:
@@ -213,14 +140,10 @@ def bootstrap_rows(
 
 def notes(runs: Sequence[Run]) -> str:
     """Say how the scores were made, from the records themselves."""
-
-    def distinct(key: str) -> str:
-        return ", ".join(sorted({f"`{run.result[key]}`" for run in runs}))
-
     lines = [
-        f"sacreBLEU signature: {distinct('signature')}; "
-        f"its reference: {distinct('plain_reference')} text.",
-        f"Processor: {distinct('cpu')}; device: {distinct('device')}.",
+        f"sacreBLEU signature: {distinct(runs, 'signature')}; "
+        f"its reference: {distinct(runs, 'plain_reference')} text.",
+        f"Processor: {distinct(runs, 'cpu')}; device: {distinct(runs, 'device')}.",
     ]
     for label, group in groupby(runs, key=lambda run: run.label):
         command = next((c for run in group if (c := run.result["command"])), None)
@@ -254,26 +177,6 @@ def section(budget: str, runs: Sequence[Run]) -> str:
     return "\n\n".join(parts)
 
 
-def put_between_markers(path: Path, text: str) -> None:
-    """Replace what stands between the markers of a file; make the file if there is none.
-
-    Raises:
-        ResultsError: the file exists without exactly one pair of markers.
-    """
-    old = path.read_text("utf-8") if path.exists() else f"# Multi30k\n\n{START}\n{END}\n"
-    head, start, rest = old.partition(START)
-    _, end, tail = rest.partition(END)
-    if not start or not end or START in rest or END in tail:
-        raise ResultsError(
-            f"{path} needs exactly one line {START} and one line {END} after it; "
-            "the tables go between them"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(f"{head}{START}\n\n{text}\n\n{END}{tail}", "utf-8")
-    os.replace(temporary, path)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(
@@ -287,7 +190,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.getLogger("sacrebleu").setLevel(logging.WARNING)
     try:
-        runs = load_runs(args.runs)
+        script = "scripts/train_multi30k.sh"
+        runs = load_runs(args.runs, "*/result.json", ORDER, script)
         budgets = sorted({run.result["budget"] for run in runs}, reverse=True)
         text = "\n\n".join(
             section(budget, [run for run in runs if run.result["budget"] == budget])
@@ -295,7 +199,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         print(text)
         if args.out:
-            put_between_markers(args.out, text)
+            put_between_markers(args.out, text, "Multi30k")
     except ResultsError as error:
         print(f"results_multi30k.py: error: {error}", file=sys.stderr)
         return 1

@@ -55,4 +55,4 @@ else
     2>&1 >"$run/.gen.out.tmp" | tee "$run/gen.log"
   mv "$run/.gen.out.tmp" "$run/gen.out"
 fi
-python "$root/scripts/multi30k_run.py" score "$run" --data "$data"
+python "$root/scripts/multi30k_run.py" "$run" --data "$data"

@@ -110,24 +110,6 @@ set_command() { # sets command from the arguments
   )
 }
 
-record() { python scripts/multi30k_run.py "$@"; }
-
-train() {
-  record begin "$dir" --variant "$variant" --budget "$budget" --seed "$seed" \
-    -- "${command[@]}"
-  local state=0
-  record finished "$dir" || state=$?
-  case $state in
-    0) say "training: already finished in $dir"; return ;;
-    3) ;;
-    *) die "cannot read the state of $dir (see above)" ;;
-  esac
-  say "training $variant, seed $seed, $budget budget; log: $dir/train.log"
-  printf '\n=== %s: %s\n' "$(date -u +%FT%TZ)" "${command[*]@Q}" >>"$dir/train.log"
-  "${command[@]}" 2>&1 | tee -a "$dir/train.log"
-  record end "$dir"
-}
-
 main() {
   parse_arguments "$@"
   set_command
@@ -136,12 +118,9 @@ main() {
     || die "$data holds no prepared data: run 'bash scripts/prepare_multi30k.sh' first," \
       "or name its directory with --data"
   use_python fairseq sacremoses sacrebleu torch tqdm
-  mkdir -p "$dir"
-  if type flock &>/dev/null; then
-    exec 9>"$dir/.lock"
-    flock --nonblock 9 || die "$dir is being trained by another process"
-  fi
-  train
+  lock_run "$dir"
+  train_run "$dir" --variant "$variant" --seed "$seed" --note budget="$budget" \
+    -- "${command[@]}"
   bash scripts/score_multi30k.sh "$dir" --data "$data" --average "$average"
 }
 

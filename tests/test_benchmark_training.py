@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import benchmark_models as models  # noqa: E402
 import benchmark_training as benchmark  # noqa: E402
 import benchmark_training_report as reporting  # noqa: E402
-from results_multi30k import END, START, ResultsError  # noqa: E402
+from result_tables import END, START, ResultsError  # noqa: E402
 
 SMALL = [f"--{side}-{what}" for side in ("encoder", "decoder") for what in ("layers", "embed-dim")]
 PAIR = ["softmax", "dpfp-delta"]

@@ -1,4 +1,4 @@
-"""scripts/train_multi30k.sh, the record of a run, and scripts/results_multi30k.py."""
+"""scripts/train_multi30k.sh, a run's score, and scripts/results_multi30k.py."""
 
 import json
 import os
@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 import multi30k_run as record  # noqa: E402
 import results_multi30k as results  # noqa: E402
+from result_tables import END, START, ResultsError, put_between_markers  # noqa: E402
 
 VARIANTS = [
     "softmax", "elu-sum", "favor-sum", "dpfp-sum", "elu-delta", "dpfp-delta", "sum-everywhere",
@@ -114,46 +115,6 @@ def test_sacrebleu_ignores_case_and_says_so():
     assert "tok:13a" in score["signature"]
 
 
-def begin(run, *command):
-    run.mkdir(exist_ok=True)
-    record.begin(run, "softmax", "reduced", 1, ["fairseq-train", *command])
-
-
-def test_a_run_goes_on_only_as_it_started(tmp_path):
-    begin(tmp_path / "run", "--lr", "0.1")
-    begin(tmp_path / "run", "--lr", "0.1")
-    with pytest.raises(record.RunError, match="other flags") as error:
-        begin(tmp_path / "run", "--lr", "0.2")
-    assert "--lr 0.1" in str(error.value)
-    assert "--lr 0.2" in str(error.value)
-    assert "--name" in str(error.value)
-
-
-def test_a_run_is_finished_when_it_says_so(tmp_path):
-    begin(tmp_path)
-    assert not record.finished(tmp_path)
-    (tmp_path / "checkpoint_last.pt").touch()
-    assert not record.finished(tmp_path)
-    record.end(tmp_path)
-    assert record.finished(tmp_path)
-
-
-def test_a_last_checkpoint_cut_short_is_replaced(tmp_path):
-    torch = pytest.importorskip("torch")
-    begin(tmp_path)
-    for epoch in (9, 10):
-        torch.save({"epoch": epoch}, tmp_path / f"checkpoint{epoch}.pt")
-    whole = (tmp_path / "checkpoint10.pt").read_bytes()
-    last = tmp_path / "checkpoint_last.pt"
-    last.write_bytes(whole[: len(whole) // 2])
-    begin(tmp_path)
-    assert last.read_bytes() == whole
-    (tmp_path / "checkpoint10.pt").write_bytes(whole[:50])
-    last.write_bytes(whole[:100])
-    begin(tmp_path)
-    assert torch.load(last) == {"epoch": 9}
-
-
 def scored_run(directory, name, hypotheses, references, **entries):
     run = directory / name
     run.mkdir(parents=True)
@@ -197,7 +158,7 @@ def test_tables(tmp_path, capsys):
     scored_run(tmp_path, "wider", references, references, bleu=50.0, words_per_second=None)
     assert results.main(["--runs", str(tmp_path), "--out", str(tmp_path / "out.md")]) == 0
     text = (tmp_path / "out.md").read_text()
-    assert text == f"# Multi30k\n\n{results.START}\n\n{capsys.readouterr().out}\n{results.END}\n"
+    assert text == f"# Multi30k\n\n{START}\n\n{capsys.readouterr().out}\n{END}\n"
     rows = [line for line in text.splitlines() if line.startswith("|")]
     summary = [row.split(" | ")[0].strip("| ") for row in rows[2:6]]
     assert summary == ["softmax", "elu-sum", "dpfp-delta", "wider"]
@@ -229,17 +190,17 @@ def test_bootstrap_sees_no_difference_where_there_is_none():
 
 def test_other_text_of_the_file_stays(tmp_path):
     path = tmp_path / "a.md"
-    path.write_text(f"before\n{results.START}\nold\n{results.END}\nafter\n")
-    results.put_between_markers(path, "new")
-    assert path.read_text() == f"before\n{results.START}\n\nnew\n\n{results.END}\nafter\n"
+    path.write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    put_between_markers(path, "new", "title")
+    assert path.read_text() == f"before\n{START}\n\nnew\n\n{END}\nafter\n"
 
 
-@pytest.mark.parametrize("text", ["no markers\n", f"{results.START}\n", f"{results.END}\n"])
+@pytest.mark.parametrize("text", ["no markers\n", f"{START}\n", f"{END}\n"])
 def test_a_file_without_markers_is_left_alone(tmp_path, text):
     path = tmp_path / "a.md"
     path.write_text(text)
-    with pytest.raises(results.ResultsError, match="exactly one line"):
-        results.put_between_markers(path, "new")
+    with pytest.raises(ResultsError, match="exactly one line"):
+        put_between_markers(path, "new", "title")
     assert path.read_text() == text
 
 
