@@ -346,5 +346,6 @@ def fwm_transformer_lm_char(args: Any) -> None:
 
 @register_model_architecture("fwm_transformer_lm", "fwm_transformer_lm_tiny")
 def fwm_transformer_lm_tiny(args: Any) -> None:
-    """4 layers, 128, FFN 512, 4 heads, no positions: minutes on a CPU."""
-    set_shape(args, 128, **TINY, no_token_positional_embeddings=True)
+    """4 layers, 128, FFN 512, 4 heads, minutes on a CPU; positions only if reversed are chosen."""
+    reverses = str(getattr(args, "fwm_positions", "fairseq")) == "reversed"
+    set_shape(args, 128, **TINY, no_token_positional_embeddings=not reverses)
