@@ -7,9 +7,9 @@ streaming  segments of LENGTH with the carried state: fast weights without posit
            Transformer-XL
 
 Prints the way, the perplexity, what a layer keeps of the text, and the seconds; `--json FILE`
-keeps them. Perplexity is per token of the data, end-of-line included; `--words N` adds the
-perplexity per word of a text of N words that was cut into pieces, and `--bits` bits per token
-(characters).
+keeps them. Perplexity is per token of the data, end-of-line included. What the data's own record
+(data.json of the prepare_*.sh scripts) allows is added: bits per character or byte, or, of a whole
+split in pieces, the perplexity per word.
 """
 
 import argparse
@@ -21,7 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[:0] = map(str, (Path(__file__).resolve().parent, Path(__file__).resolve().parents[1]))
+from data_files import write_whole  # noqa: E402
 
 METHODS = ("sliding", "segments", "streaming")
 
@@ -45,8 +46,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=16, metavar="N",
         help="windows or segments at a time; streaming has one stream (default: 16)")  # fmt: skip
     add("--limit", type=int, metavar="N", help="score the first N tokens only")
-    add("--words", type=int, metavar="N", help="words of the text, for the perplexity per word")
-    add("--bits", action="store_true", help="also bits per token")
     add("--overrides", default="{}", metavar="DICT",
         help="model settings to change, such as \"{'eval_mem_len': 128}\"")  # fmt: skip
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")
@@ -120,24 +119,41 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             raise EvaluationError(f"{args.checkpoint}: {error}") from None
     seconds = time.perf_counter() - start
     nats = -found.double().sum().item()
-    result = {
+    return {
         "command": shlex.join(["python", "scripts/eval_lm.py", *args.argv]),
         "method": args.method,
         "length": length,
         "split": args.split,
+        "limit": args.limit,
         "tokens": len(text),
         "nats_per_token": nats / len(text),
-        "perplexity": math.exp(nats / len(text)),
+        "perplexity": exponential(nats / len(text)),
+        **by_unit(args, nats, len(text)),
         "state_per_layer": lm_scoring.state_per_layer(model, length, dictionary.eos()),
         "layers": len(model.decoder.layers),
         "seconds": seconds,
         "tokens_per_second": len(text) / seconds,
+        "threads": args.threads,
     }
-    if args.words:
-        result["perplexity_per_word"] = math.exp(nats / args.words)
-    if args.bits:
-        result["bits_per_token"] = nats / len(text) / math.log(2)
-    return result
+
+
+def by_unit(args: argparse.Namespace, nats: float, tokens: int) -> dict[str, Any]:
+    """Return what else is usual for the unit of the data, as far as their record tells it."""
+    path = args.data / "data.json"
+    facts = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    unit = facts.get("unit")
+    found: dict[str, Any] = {"unit": unit}
+    if unit in ("character", "byte"):
+        found["bits_per_token"] = nats / tokens / math.log(2)
+    words = facts.get("splits", {}).get(args.split, {}).get("words")
+    if unit == "piece" and words and args.limit is None:
+        found["perplexity_per_word"] = exponential(nats / words)
+    return found
+
+
+def exponential(nats: float) -> float:
+    """Return e to the power of a loss, which may have become very large."""
+    return math.inf if nats > 700 else math.exp(nats)
 
 
 def report(result: dict[str, Any]) -> str:
@@ -150,7 +166,7 @@ def report(result: dict[str, Any]) -> str:
     if "perplexity_per_word" in result:
         lines.append(f"  per word         {result['perplexity_per_word']:.2f}")
     if "bits_per_token" in result:
-        lines.append(f"bits per token     {result['bits_per_token']:.3f}")
+        lines.append(f"{'bits per ' + result['unit']:18} {result['bits_per_token']:.3f}")
     lines += [
         f"state per layer    {result['state_per_layer']:,} numbers, {result['layers']} layers",
         f"time               {result['seconds']:.1f} s, "
@@ -170,8 +186,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     print(report(result))
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_whole(args.json, (json.dumps(result, indent=1) + "\n").encode())
     return 0
 
 
