@@ -6,16 +6,16 @@ tokenisation and 10,000 joint BPE merges make of them. Both are pinned by line c
 """
 
 import argparse
-import gzip
 import hashlib
 import json
-import os
 import re
 import sys
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from data_files import DataError, fetch, find, read_text, write_whole  # noqa: E402
 
 
 class Expected(NamedTuple):
@@ -64,16 +64,6 @@ FORMS = {"raw": RAW, "bpe": BPE}
 TOKENISED_NAME = {"train": "train", "val": "valid", "test_2016_flickr": "test.2016"}
 
 
-class DataError(Exception):
-    """The files at hand are not the data set; the message says what to do."""
-
-
-def find(directory: Path, name: str) -> Path | None:
-    """Return `directory/name` or its gzipped twin, or None when neither exists."""
-    candidates = (directory / name, directory / f"{name}.gz")
-    return next((path for path in candidates if path.is_file()), None)
-
-
 def recognise(directory: Path) -> str:
     """Return which form of the data set, `raw` or `bpe`, a directory holds.
 
@@ -98,20 +88,6 @@ def recognise(directory: Path) -> str:
     )
 
 
-def read_text(path: Path) -> bytes:
-    """Return a file's uncompressed bytes.
-
-    Raises:
-        DataError: a gzip file is damaged or cut short.
-    """
-    if path.suffix != ".gz":
-        return path.read_bytes()
-    try:
-        return gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is damaged ({error}): delete it and fetch it again") from error
-
-
 def check(path: Path, text: bytes, expected: Expected) -> None:
     """Compare a text with what it must be.
 
@@ -127,14 +103,6 @@ def check(path: Path, text: bytes, expected: Expected) -> None:
         f"  found    {found.lines} lines, SHA-256 {found.sha256}\n"
         "  Fetch it again, or go on with this text: --no-verify"
     )
-
-
-def write_whole(path: Path, text: bytes) -> None:
-    """Write a file under its name only when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(text)
-    os.replace(temporary, path)
 
 
 def take(source: Path, names: Iterable[str], form: str, dest: Path, verify: bool) -> None:
@@ -238,12 +206,15 @@ def main(argv: list[str] | None = None) -> int:
 
     def add(name: str, help_text: str, *paths: str) -> None:
         step = steps.add_parser(name, help=help_text, description=help_text)
+        if name == "fetch":
+            step.add_argument("url")
         for path in paths:
             step.add_argument(path, type=Path)
         if name in {"take", "take-reference", "check"}:
             step.add_argument("--form", choices=FORMS, default="raw")
             step.add_argument("--no-verify", action="store_true")
 
+    add("fetch", "download the raw files from URL into DEST", "dest")
     add("form", "print which form, raw or bpe, SOURCE holds", "source")
     add("take", "unpack SOURCE's files into DEST, checked", "source", "dest")
     add("take-reference", "unpack the raw German test text only", "source", "dest")
@@ -261,7 +232,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_step(args: argparse.Namespace) -> None:
     """Dispatch a parsed command line."""
-    if args.step == "form":
+    if args.step == "fetch":
+        for name in RAW:
+            fetch(f"{args.url}/{name}.gz", args.dest / f"{name}.gz")
+    elif args.step == "form":
         print(recognise(args.source))
     elif args.step == "take":
         take(args.source, FORMS[args.form], args.form, args.dest, not args.no_verify)

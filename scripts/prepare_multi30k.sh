@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Multi30k task 1, English to German: fetch, check, tokenise, BPE, binarise.
 set -euo pipefail
-# shellcheck source-path=SCRIPTDIR source=multi30k_common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/multi30k_common.sh"
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 usage() {
   cat <<'TEXT'
@@ -45,29 +45,6 @@ done
 
 files() { python "$root/scripts/multi30k_files.py" "$@"; }
 
-fetch() { # NAME: download one file into $out/download, unless it is there
-  local part=$out/download/.$1.part
-  [[ -f $out/download/$1 ]] && return
-  say "downloading $url/$1"
-  if command -v curl >/dev/null; then
-    curl --fail --location --retry 3 --connect-timeout 20 --output "$part" "$url/$1"
-  else
-    wget --tries=3 --timeout=20 --output-document="$part" "$url/$1"
-  fi || die "cannot download $url/$1." \
-    "Without network access, bring the files and name their directory: --from DIR"
-  mv "$part" "$out/download/$1"
-}
-
-download() {
-  command -v curl >/dev/null || command -v wget >/dev/null \
-    || die "neither curl nor wget is here: install one, or name the files: --from DIR"
-  mkdir -p "$out/download"
-  local name
-  for name in {train,val,test_2016_flickr}.{en,de}.gz; do
-    fetch "$name"
-  done
-}
-
 encode() { # raw text -> tokenised -> BPE'd, in $out/text
   say "tokenising (lower case, Moses)"
   files tokenise "$out/raw" "$work/tok"
@@ -91,8 +68,9 @@ take_text() { # fills $out/text from --from or the network
   if [[ -n $from ]]; then
     form=$(files form "$from")
   else
-    download
     from=$out/download
+    say "downloading from $url, unless the files are there"
+    files fetch "$url" "$from"
   fi
   say "checking the $form files in $from"
   if [[ $form == bpe ]]; then

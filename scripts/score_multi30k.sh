@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Average, translate and score a training run on Multi30k.
 set -euo pipefail
-# shellcheck source-path=SCRIPTDIR source=multi30k_common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/multi30k_common.sh"
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 usage() {
   cat <<'TEXT'

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by the Multi30k scripts: messages, the Python environment, the memory setting.
+# Sourced by other scripts: messages, the Python environment, the memory setting.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${FWM_VENV:-$root/.venv} # as scripts/setup.sh
