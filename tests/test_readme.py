@@ -15,12 +15,13 @@ def raised_texts(path):
 
 
 def test_every_error_text_has_its_cure(root):
-    """Some words of every error that the library raises stand in the troubleshooting table."""
-    table = (root / "README.md").read_text().partition("## Troubleshooting")[2]
+    """Some words of every error that the library raises stand in a table of troubleshooting."""
+    pages = [root / "README.md", *(root / "docs").glob("*.md")]
+    table = "".join(page.read_text().partition("## Troubleshooting")[2] for page in pages)
     phrases = [phrase.split("...") for phrase in re.findall(r"`([^`]+)`", table)]
     files = [p for p in (root / "fairseq_fwm").rglob("*.py") if "data" not in p.parts]
     texts = [(path.name, words) for path in files for words in raised_texts(path)]
     assert len(texts) > 15
     for name, words in texts:
         found = any(all(part.strip() in words for part in phrase) for phrase in phrases)
-        assert found, f"{name}: the README has no cure for: {words}"
+        assert found, f"{name}: README and docs have no cure for: {words}"

@@ -143,8 +143,19 @@ def test_two_workers_resume_with_the_state_of_each(data, root, tmp_path):
 @pytest.fixture(scope="module")
 def trained(data, run, root, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
-    run(*command(root, data, folder))
+    logs = ("--tensorboard-logdir", folder / "tensorboard", "--wandb-project", "toy")
+    offline = {"WANDB_MODE": "offline", "WANDB_DIR": str(folder), "WANDB_SILENT": "true"}
+    run(*command(root, data, folder, *logs), env=offline)
     return folder / "checkpoint_last.pt"
+
+
+def test_tensorboard_and_wandb_log_through_fairseq_s_flags(trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trained.parent / "tensorboard" / "train_inner")).Reload()
+    assert len(events.Scalars("loss")) > 10
+    (record,) = trained.parent.glob("wandb/offline-run-*/run-*.wandb")
+    assert b"train_inner/loss" in record.read_bytes()
 
 
 def evaluated(run, root, data, checkpoint, *flags):
