@@ -38,17 +38,17 @@ def score_sliding(
     Returns:
         ``(N,)`` log-probabilities, natural logarithm.
     """
-    inputs = shifted(text, eos)
+    inputs, found = shifted(text, eos), room_for(text)
     first = min(length, len(text))
-    found = [score(model, inputs[None, :first], text[None, :first])[0]]
+    found[:first] = score(model, inputs[None, :first], text[None, :first])[0]
     progress(first)
     windows = inputs.unfold(0, first, 1)
     for start in range(first, len(text), batch_size):
         target = text[start : start + batch_size, None]
         window = windows[start - first + 1 :][: len(target)]
-        found.append(score(model, window, target)[:, 0])
+        found[start : start + len(target)] = score(model, window, target)[:, 0]
         progress(len(target))
-    return torch.cat(found)
+    return found
 
 
 def score_segments(
@@ -64,17 +64,15 @@ def score_segments(
     Returns:
         ``(N,)`` log-probabilities.
     """
-    inputs, cut = shifted(text, eos), len(text) // length * length
-    found = []
+    inputs, found, cut = shifted(text, eos), room_for(text), len(text) // length * length
     for first, last, width in ((0, cut, length), (cut, len(text), len(text) - cut)):
         if first == last:
             continue
-        sources, targets = (x[first:last].view(-1, width) for x in (inputs, text))
-        batches = zip(sources.split(batch_size), targets.split(batch_size), strict=True)
-        for source, target in batches:
-            found.append(score(model, source, target).flatten())
+        parts = (x[first:last].view(-1, width).split(batch_size) for x in (inputs, text, found))
+        for source, target, place in zip(*parts, strict=True):
+            place.copy_(score(model, source, target))
             progress(target.numel())
-    return torch.cat(found)
+    return found
 
 
 def score_streaming(
@@ -96,16 +94,27 @@ def score_streaming(
         ValueError: if the model carries no state, with the reason.
     """
     stream = Stream.empty() if stream is None else stream
-    found = []
-    for source, target in zip(shifted(text, eos).split(length), text.split(length), strict=True):
-        found.append(score(model, source[None], target[None], stream=stream)[0])
+    found = room_for(text)
+    parts = (x.split(length) for x in (shifted(text, eos), text, found))
+    for source, target, place in zip(*parts, strict=True):
+        place.copy_(score(model, source[None], target[None], stream=stream)[0])
         progress(len(target))
-    return torch.cat(found)
+    return found
 
 
 def shifted(text: Tensor, eos: int) -> Tensor:
     """Return what a model reads to predict a text: the same, one token later, after ``eos``."""
     return torch.cat((text.new_tensor([eos]), text[:-1]))
+
+
+def room_for(text: Tensor) -> Tensor:
+    """Return where the log-probabilities of a text go.
+
+    Kept one by one until the end, small results between the large buffers of every segment would
+    fragment the heap: 16,384 tokens in segments of 256 took 5 MB in most processes and 65 MB in
+    some.
+    """
+    return torch.empty(len(text), device=text.device)
 
 
 @torch.no_grad()

@@ -1,10 +1,19 @@
-"""What both benchmarks ask of the machine, and the warnings when it is not so."""
+"""What the benchmarks ask of the machine, the warnings when it is not so, and what they record."""
 
+import argparse
+import logging
 import os
+import shlex
+import warnings
 from collections.abc import Iterator
+from typing import Any
 
 # What scripts/keep_memory.sh sets.
 MALLOC = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
+
+
+class BenchmarkError(Exception):
+    """Nothing to measure, or not what was asked for; the message says why."""
 
 
 def heap_is_kept() -> bool:
@@ -26,3 +35,39 @@ def warnings_of(most_load: float) -> Iterator[str]:
         )
     if os.getloadavg()[0] > most_load:
         yield "other processes are busy: caches and memory bandwidth are shared with them"
+
+
+def environment(script: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Describe the machine, the versions and the command.
+
+    Args:
+        script: name of the file.
+        args: the command line; ``argv`` as it was given, ``quick``, ``threads`` and ``seed``.
+    """
+    import torch
+    from run_record import cpu_model, git_commit, now
+
+    from fairseq_fwm import kernels_status
+
+    status = kernels_status()
+    return {
+        "date": now(),
+        "command": shlex.join(["python", f"scripts/{script}", *args.argv]),
+        "quick": args.quick,
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
+        "threads": args.threads,
+        "isa": torch.ops.fwm.cpu_isa() if status["extension"] else None,
+        "torch": torch.__version__,
+        "commit": git_commit(),
+        "seed": args.seed,
+        "kept_heap": heap_is_kept(),
+    }
+
+
+def quieten() -> None:
+    """Keep what fairseq and hydra say about themselves away from the progress bars."""
+    logging.basicConfig(level=logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"(hydra|fairseq|torch)\.")
+    warnings.filterwarnings("ignore", message=r"\s*'config' is validated against ConfigStore")

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from benchmark_conditions import BenchmarkError
 from fairseq import options
 from fairseq.data import Dictionary, LanguagePairDataset
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
@@ -25,10 +26,6 @@ from fairseq_fwm.modules.layers import FWMTransformerDecoderLayer
 
 SOFTMAX, FAST_SOFTMAX, BEST = "softmax", "softmax-fast", "dpfp-delta"
 NO_ATTENTION, PROJECTIONS = "no attention", "projections only"
-
-
-class BenchmarkError(Exception):
-    """Nothing to measure, or not what was asked for; the message says why."""
 
 
 def _sites(decoder: str, feature_map: str, others: str = SOFTMAX) -> dict[str, str]:
@@ -95,6 +92,7 @@ class Work:
     run: Callable[[], None]
     tokens: int
     sentences: int
+    prepare: Callable[[], None] = lambda: None  # before the first timed call
 
 
 def make_dictionary(types: int) -> Dictionary:

@@ -24,14 +24,8 @@ tables; `--page FILE` puts them between the lines `<!-- results:start -->` and
 
 import argparse
 import gc
-import json
-import logging
 import os
-import shlex
-import subprocess
 import sys
-import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -40,7 +34,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import benchmark_conditions  # noqa: E402
-from benchmark_conditions import MALLOC, heap_is_kept  # noqa: E402
+from benchmark_conditions import environment, quieten  # noqa: E402
+from benchmark_sides import alone, measure, run_child  # noqa: E402
 
 SECTIONS = ("translation", "lm", "generation")
 DEFAULT_VARIANTS = {
@@ -81,85 +76,11 @@ def make_cases(args: argparse.Namespace) -> Iterator[Any]:
                             for arch in args.archs)  # fmt: skip
 
 
-def measure(
-    works: dict[str, Any], rounds: int, budget: float, label: str = ""
-) -> dict[str, dict[str, list[float]]]:
-    """Run every side once a round, in turns.
-
-    Args:
-        works: the sides by name.
-        rounds: how many rounds; the first warms up, and counts.
-        budget: seconds after which no further round begins.
-        label: what the progress bar says.
-
-    Returns:
-        For every side the CPU and wall seconds of each round.
-    """
-    from tqdm import tqdm
-
-    times = {name: {"cpu": [], "wall": []} for name in works}
-    gc.collect()
-    gc.freeze()  # what is there now need not be looked through before every run
-    start = time.perf_counter()
-    with tqdm(total=rounds * len(works), desc=label, unit="run", dynamic_ncols=True) as progress:
-        for _ in range(rounds):
-            for name, work in works.items():
-                progress.set_postfix_str(name)
-                gc.collect()
-                cpu, wall = time.process_time(), time.perf_counter()
-                work.run()
-                times[name]["cpu"].append(time.process_time() - cpu)
-                times[name]["wall"].append(time.perf_counter() - wall)
-                progress.update()
-            if time.perf_counter() - start > budget:
-                break
-    gc.unfreeze()
-    return times
-
-
-def memory_of_process() -> dict[str, float]:
-    """Return this process's memory and its peak, in MB (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    values = dict(line.split(":", 1) for line in lines if line.startswith(("VmHWM", "VmRSS")))
-    return {name: int(value.split()[0]) / 1024 for name, value in values.items()}
-
-
-def run_child(text: str) -> None:
-    """Run one side twice and print its peak memory; the other end of :func:`peak_memory`."""
-    import benchmark_models as models
-    import torch
-
-    job = json.loads(text)
-    torch.set_num_threads(job["threads"])
-    case = models.CASES[job["kind"]](**job["case"])
-    work = case.build(job["variant"], job["seed"])
-    gc.collect()
-    before = memory_of_process()["VmRSS"]
-    work.run()
-    if case.kind != "generation":
-        work.run()  # the optimiser's state is there from the second update on
-    peak = memory_of_process()["VmHWM"]
-    print(json.dumps({"peak_mb": round(peak, 1), "added_mb": round(peak - before, 1)}))
-
-
 def peak_memory(case: Any, variant: str, threads: int, seed: int) -> dict[str, float]:
     """Measure the peak memory of one side in a process of its own."""
-    from benchmark_models import BenchmarkError
-
-    job = {
-        "kind": case.kind, "case": asdict(case), "variant": variant, "threads": threads,
-        "seed": seed,
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, __file__, "--child", json.dumps(job)],
-        # Kept heap would count as used.
-        env={name: value for name, value in os.environ.items() if name not in MALLOC},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise BenchmarkError(f"measuring the memory of {case.name}, {variant}:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+    runs = 1 if case.kind == "generation" else 2  # the optimiser's state is there from the second
+    found = alone(__file__, case, variant, runs=runs, threads=threads, seed=seed)
+    return {name: found[name] for name in ("peak_mb", "added_mb")}
 
 
 def sides_of(case: Any, args: argparse.Namespace) -> list[str]:
@@ -191,35 +112,12 @@ def run_case(case: Any, args: argparse.Namespace) -> dict[str, Any]:
     return {"kind": case.kind, "shape": asdict(case), "sides": sides}
 
 
-def environment(args: argparse.Namespace) -> dict[str, Any]:
-    """Describe the machine, the versions and the command."""
-    import torch
-    from run_record import cpu_model, git_commit, now
-
-    from fairseq_fwm import kernels_status
-
-    status = kernels_status()
-    return {
-        "date": now(),
-        "command": shlex.join(["python", "scripts/benchmark_training.py", *args.argv]),
-        "quick": args.quick,
-        "cpu": cpu_model(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-        "threads": args.threads,
-        "isa": torch.ops.fwm.cpu_isa() if status["extension"] else None,
-        "torch": torch.__version__,
-        "commit": git_commit(),
-        "seed": args.seed,
-        "kept_heap": heap_is_kept(),
-    }
-
-
 def run_all(args: argparse.Namespace) -> None:
     """Measure the chosen sections; each one's file is written after every case."""
     from run_record import write_json
 
-    cases, described = list(make_cases(args)), environment(args)
+    cases = list(make_cases(args))
+    described = environment(Path(__file__).name, args)
     args.out.mkdir(parents=True, exist_ok=True)
     done: dict[str, list[dict[str, Any]]] = {section: [] for section in args.only}
     for case in cases:
@@ -297,20 +195,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def quieten() -> None:
-    """Keep what fairseq and hydra say about themselves away from the progress bars."""
-    logging.basicConfig(level=logging.WARNING)
-    warnings.filterwarnings("ignore", module=r"(hydra|fairseq|torch)\.")
-    warnings.filterwarnings("ignore", message=r"\s*'config' is validated against ConfigStore")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
     quieten()
     args = parse(sys.argv[1:] if argv is None else argv)
     if args.child is not None:
-        run_child(args.child)
-        return 0
+        from benchmark_models import CASES
+
+        return run_child(args.child, CASES)
     from benchmark_training_report import profile, report
     from result_tables import ResultsError
 

@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import benchmark_models as models  # noqa: E402
 import benchmark_training as benchmark  # noqa: E402
 import benchmark_training_report as reporting  # noqa: E402
+from benchmark_conditions import MALLOC  # noqa: E402
 from result_tables import END, START, ResultsError  # noqa: E402
 
 SMALL = [f"--{side}-{what}" for side in ("encoder", "decoder") for what in ("layers", "embed-dim")]
@@ -184,7 +185,7 @@ def test_memory_is_that_of_a_process_of_its_own(monkeypatch):
     found = benchmark.peak_memory(models.Stack(8, 16, layers=1), "dpfp-delta", 1, 1)
     assert 0 <= found["added_mb"] < found["peak_mb"]
     failed = subprocess.CompletedProcess([], 1, stdout="", stderr="KeyError: 'nothing'")
-    monkeypatch.setattr(benchmark.subprocess, "run", lambda *a, **k: failed)
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: failed)
     with pytest.raises(models.BenchmarkError, match="LM-small stack T=8, nothing:\nKeyError"):
         benchmark.peak_memory(models.Stack(8, 16), "nothing", 1, 1)
 
@@ -218,12 +219,10 @@ def test_errors_say_what_to_do(tmp_path, capsys):
 
 def test_warns_of_a_heap_that_is_not_kept(monkeypatch):
     args = benchmark.parse(["--quick"])
-    for name in benchmark.MALLOC:
+    for name in MALLOC:
         monkeypatch.delenv(name, raising=False)
     assert any("keep_memory.sh" in text for text in benchmark.warnings_of(args))
-    for name in benchmark.MALLOC:
+    for name in MALLOC:
         monkeypatch.setenv(name, "0")
     assert not any("keep_memory.sh" in text for text in benchmark.warnings_of(args))
-    assert all(
-        name in (ROOT / "scripts" / "keep_memory.sh").read_text() for name in benchmark.MALLOC
-    )
+    assert all(name in (ROOT / "scripts" / "keep_memory.sh").read_text() for name in MALLOC)
