@@ -254,6 +254,13 @@ def test_activation_checkpointing_gives_the_same_gradients(flags):
         assert_close("gradient", found, wanted, 1e-4)
 
 
+def test_fast_weights_need_no_mask_of_t_x_t_numbers():
+    x = torch.empty(50, 1, 16)
+    assert build(fwm_decoder_self="delta")[0].decoder.buffered_future_mask(x).numel() == 0
+    softmax = build(fwm_decoder_self="softmax", fwm_cross="sum")[0].decoder
+    assert softmax.buffered_future_mask(x).shape == (50, 50)
+
+
 def test_layerdrop_leaves_out_whole_layers():
     model, task = build(encoder_layerdrop=0.5, decoder_layerdrop=0.5)
     sample = batch(task)

@@ -97,6 +97,13 @@ class FWMTransformerDecoder(TransformerDecoderBase):
     needs_alignment = True
     """Whether decoding returns attention weights; a beam search would carry and move them all."""
 
+    def buffered_future_mask(self, tensor: Tensor) -> Tensor:
+        """Return the causal mask; of fast weights only what stands for it, not T x T numbers."""
+        rule = str(getattr(self.cfg, "fwm_decoder_self", SOFTMAX))
+        if rule == SOFTMAX or self.cross_self_attention:
+            return super().buffered_future_mask(tensor)
+        return tensor.new_empty(0)
+
     @cached_property
     def _stateful(self) -> tuple[nn.Module, ...]:
         modules = (module for layer in self.layers for module in layer.modules())

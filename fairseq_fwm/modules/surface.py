@@ -89,11 +89,15 @@ _CAUSAL_MASKS = WeakIdKeyDictionary()
 
 
 def is_causal(mask: Tensor, length: int) -> bool:
-    """Return whether ``mask`` is the ``(length, length)`` causal mask.
+    """Return whether ``mask`` is the ``(length, length)`` causal mask, or stands for it.
+
+    A mask of shape ``(0,)`` stands for the causal mask of any length.
 
     fairseq hands every layer and batch a corner of one big buffer, so a buffer is looked at once:
     comparing the corner each time would stop a GPU in every layer.
     """
+    if mask.shape == (0,):
+        return True
     if mask.shape != (length, length):
         return False
     if torch.compiler.is_compiling():
