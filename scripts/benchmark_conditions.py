@@ -37,6 +37,12 @@ def warnings_of(most_load: float) -> Iterator[str]:
         yield "other processes are busy: caches and memory bandwidth are shared with them"
 
 
+def warnings_beside(threads: int) -> Iterator[str]:
+    """Yield the same for measurements on so many threads: the other cores may be busy."""
+    spare = (os.cpu_count() or 1) - threads
+    return warnings_of(most_load=max(0.5, spare + 0.5))
+
+
 def environment(script: str, args: argparse.Namespace) -> dict[str, Any]:
     """Describe the machine, the versions and the command.
 

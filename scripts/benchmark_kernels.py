@@ -241,7 +241,7 @@ def run_all(args: argparse.Namespace) -> None:
     """Measure the chosen cases; the file is written after every one."""
     import kernel_measure as measure
     import torch
-    from run_record import write_json
+    from data_files import write_json
     from tqdm import tqdm
 
     torch.set_num_threads(1)

@@ -24,7 +24,6 @@ the tables; `--page FILE` puts them between the lines `<!-- results:start -->` a
 
 import argparse
 import gc
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -111,7 +110,7 @@ def run_case(case: Any, args: argparse.Namespace, given_up: Missing) -> dict[str
 
 def run_all(args: argparse.Namespace) -> None:
     """Measure the chosen sections; each one's file is written after every case."""
-    from run_record import write_json
+    from data_files import write_json
 
     described = environment(Path(__file__).name, args)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -235,8 +234,7 @@ def measure_all(args: argparse.Namespace) -> None:
     import torch
 
     torch.set_num_threads(args.threads)
-    spare = (os.cpu_count() or 1) - args.threads
-    for text in benchmark_conditions.warnings_of(most_load=max(0.5, spare + 0.5)):
+    for text in benchmark_conditions.warnings_beside(args.threads):
         print(f"benchmark_lm: warning: {text}", file=sys.stderr)
     run_all(args)
 

@@ -24,7 +24,6 @@ tables; `--page FILE` puts them between the lines `<!-- results:start -->` and
 
 import argparse
 import gc
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -114,7 +113,7 @@ def run_case(case: Any, args: argparse.Namespace) -> dict[str, Any]:
 
 def run_all(args: argparse.Namespace) -> None:
     """Measure the chosen sections; each one's file is written after every case."""
-    from run_record import write_json
+    from data_files import write_json
 
     cases = list(make_cases(args))
     described = environment(Path(__file__).name, args)
@@ -128,8 +127,7 @@ def run_all(args: argparse.Namespace) -> None:
 
 def warnings_of(args: argparse.Namespace) -> Iterator[str]:
     """Yield what makes the numbers to come worth less."""
-    spare = (os.cpu_count() or 1) - args.threads
-    return benchmark_conditions.warnings_of(most_load=max(0.5, spare + 0.5))
+    return benchmark_conditions.warnings_beside(args.threads)
 
 
 def make_parser() -> argparse.ArgumentParser:

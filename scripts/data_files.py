@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import json
 import os
 import shutil
 import urllib.error
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 ATTEMPTS = 3
 HEADERS = {"User-Agent": "fairseq_fwm"}  # some hosts refuse the one that Python sends
@@ -96,6 +97,16 @@ def write_whole(path: Path, text: bytes) -> None:
     """Write a file under its name only when it is complete."""
     with whole(path) as temporary:
         temporary.write_bytes(text)
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write a record, whole or not at all."""
+    write_whole(path, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a record; an absent file is an empty one."""
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 
 def copy_whole(source: BinaryIO, path: Path, expected: str | None, name: object) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import lm_binarise  # noqa: E402
-from data_files import DataError, digest_of, fetch, write_whole  # noqa: E402
+from data_files import DataError, digest_of, fetch, read_json, write_json  # noqa: E402
 from lm_texts import SPLITS, WHOLE, Corpus, Text, python_version, take, take_sources  # noqa: E402
 from lm_tokens import MODEL, UNITS, quiet_fairseq  # noqa: E402
 
@@ -61,16 +61,6 @@ def parse(argv: list[str] | None) -> tuple[Corpus, argparse.Namespace]:
 def say(corpus: Corpus, text: str) -> None:
     """Print a line with the script's name."""
     print(f"prepare_{corpus.name}.sh: {text}", flush=True)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return a file's record; an empty one if there is none."""
-    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
-
-
-def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write a record."""
-    write_whole(path, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def is_made(directory: Path, record: dict[str, Any], settings: dict[str, Any]) -> bool:

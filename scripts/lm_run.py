@@ -15,16 +15,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import eval_lm  # noqa: E402
+from data_files import read_json, write_json  # noqa: E402
 from run_record import (  # noqa: E402
     RunError,
     best_of,
     checkpoint_info,
     environment,
-    read_json,
     threads,
     training_speed,
     validations,
-    write_json,
 )
 
 

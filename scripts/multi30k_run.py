@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from data_files import write_whole  # noqa: E402
+from data_files import read_json, write_json, write_whole  # noqa: E402
 from multi30k_files import detokenise  # noqa: E402
 from run_record import (  # noqa: E402
     RunError,
@@ -18,11 +18,9 @@ from run_record import (  # noqa: E402
     checkpoint_info,
     environment,
     git_commit,
-    read_json,
     threads,
     training_speed,
     validations,
-    write_json,
 )
 
 RUN_NAME = re.compile(r"(?P<variant>.+)-seed(?P<seed>\d+)(?P<full>-full)?")

@@ -7,7 +7,6 @@ fairseq's log and checkpoints say the rest.
 
 import argparse
 import datetime
-import json
 import math
 import os
 import platform
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from data_files import write_whole  # noqa: E402
+from data_files import read_json, write_json  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 NUMBERED = re.compile(r"checkpoint_?\d+(_\d+)?\.pt")  # of an epoch, or of an update in it
@@ -30,16 +29,6 @@ DIVERGED = "FloatingPointError: gradients are Nan/Inf"  # how fairseq-train ends
 
 class RunError(Exception):
     """The run cannot go on; the message says why and what to do."""
-
-
-def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write a record, whole or not at all."""
-    write_whole(path, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a record; an absent file is an empty one."""
-    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 
 def begin(run: Path, command: list[str], **about: Any) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fairseq_fwm.mixers.base import Mixer, State
-from fairseq_fwm.modules.shared_source import BEAM, IncrementalState, follow_beam
+from fairseq_fwm.modules.shared_source import BEAM, IncrementalState, KeepsSource
 from fairseq_fwm.modules.surface import FairseqAttention, is_causal
 
 ROWS = "rows"
@@ -167,7 +167,7 @@ class FastWeightSelfAttention(FastWeightAttention):
             )
 
 
-class FastWeightCrossAttention(FastWeightAttention):
+class FastWeightCrossAttention(KeepsSource, FastWeightAttention):
     """Cross-attention: the source is written once, then every target position reads it in O(1).
 
     Args:
@@ -237,12 +237,3 @@ class FastWeightCrossAttention(FastWeightAttention):
         q = q.unflatten(0, (sentences, -1)).transpose(1, 2).flatten(2, 3)
         y = self.mixer.read(q, state)
         return y.unflatten(2, (-1, t)).transpose(1, 2).reshape(rows, h, t, -1)
-
-    def reorder_incremental_state(
-        self, incremental_state: IncrementalState, new_order: Tensor
-    ) -> IncrementalState:
-        """Let the state follow the beam: only sentences that leave the batch change it."""
-        buffer = self._get_input_buffer(incremental_state)
-        if buffer:
-            self._set_input_buffer(incremental_state, follow_beam(buffer, new_order))
-        return incremental_state

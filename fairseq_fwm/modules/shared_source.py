@@ -80,7 +80,20 @@ def follow_beam(buffer: dict[str, Tensor | None], new_order: Tensor) -> dict[str
     return {**buffer, **{name: x.index_select(0, sentences) for name, x in states.items()}}
 
 
-class SharedSourceAttention(MultiheadAttention):
+class KeepsSource:
+    """Cross-attention whose incremental state has one row per sentence, and ``BEAM``."""
+
+    def reorder_incremental_state(
+        self, incremental_state: IncrementalState, new_order: Tensor
+    ) -> IncrementalState:
+        """Let the state follow the beam: only sentences that leave the batch change it."""
+        buffer = self._get_input_buffer(incremental_state)
+        if buffer:
+            self._set_input_buffer(incremental_state, follow_beam(buffer, new_order))
+        return incremental_state
+
+
+class SharedSourceAttention(KeepsSource, MultiheadAttention):
     """fairseq's softmax cross-attention, which may be given fewer source rows than query rows.
 
     Query rows ``i * beam .. (i + 1) * beam - 1`` then read source row i.
@@ -133,12 +146,3 @@ class SharedSourceAttention(MultiheadAttention):
         )
         y = y.view(n, h, -1, t, d).permute(3, 0, 2, 1, 4)
         return self.out_proj(y.reshape(t, rows, c))
-
-    def reorder_incremental_state(
-        self, incremental_state: IncrementalState, new_order: Tensor
-    ) -> IncrementalState:
-        """Let the state follow the beam: only sentences that leave the batch change it."""
-        buffer = self._get_input_buffer(incremental_state)
-        if buffer:
-            self._set_input_buffer(incremental_state, follow_beam(buffer, new_order))
-        return incremental_state

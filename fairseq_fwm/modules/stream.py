@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 LayerState = dict[str, Tensor]
@@ -34,10 +33,6 @@ class Stream:
     def detach(self) -> "Stream":
         """Return a stream without gradients: backpropagation ends at the segment's beginning."""
         return self.map(Tensor.detach)
-
-    def clone(self) -> "Stream":
-        """Return a copy, for a model that changes states in place."""
-        return self.map(torch.clone)
 
     @property
     def numbers_per_layer(self) -> list[int]:

@@ -166,7 +166,7 @@ def _has_kernel(op: str, tensors: tuple[Tensor | None, ...]) -> bool:
         return False
     q, k, v, S = tensors[0], tensors[1], tensors[2], tensors[-2]
     dtype = S.dtype
-    usual = q.dtype is k.dtype is v.dtype is dtype and dtype.itemsize >= 4
+    usual = q.dtype is k.dtype is v.dtype is dtype and dtype in (torch.float32, torch.float64)
     if not usual and dtype != accumulation_dtype(q, k, v):
         return False
     return library.has_kernel(op, S.device.type)
