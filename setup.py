@@ -4,12 +4,13 @@ Metadata is in ``pyproject.toml``.  This file only decides about the extension `
 from the switch ``FWM_BUILD``:
 
     auto   (default) CPU kernels if sources, torch and a C++ compiler are there, also CUDA kernels
-           if FORCE_CUDA=1; otherwise a pure Python install that says why
+           if torch is a CUDA build and nvcc is there; otherwise less, saying why
     0      pure Python
     cpu    CPU kernels, or stop with the reason
-    cuda   CPU and CUDA kernels, or stop with the reason
+    cuda   CPU and CUDA kernels, or stop with the reason; FORCE_CUDA=1 means the same
 
-``torch.utils.cpp_extension`` honours MAX_JOBS, CXX, CUDA_HOME and TORCH_CUDA_ARCH_LIST.
+A GPU is not needed. ``torch.utils.cpp_extension`` honours MAX_JOBS, CXX, CUDA_HOME and
+TORCH_CUDA_ARCH_LIST (default here: DEFAULT_ARCHS).
 """
 
 import os
@@ -24,21 +25,23 @@ from setuptools import setup
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "kernels" / "csrc"
 CHOICES = ("auto", "0", "cpu", "cuda")
+DEFAULT_ARCHS = "8.0;8.6;9.0;10.0;12.0+PTX"
 
 
 class CannotBuild(Exception):
     """Why this machine cannot build what was asked for, and the cure."""
 
 
-def sources(*patterns: str) -> list[str]:
+def sources(cuda: bool) -> list[str]:
     """Return the kernel sources, relative to this file as setuptools wants them."""
-    found = (path for pattern in patterns for path in CSRC.rglob(pattern))
-    return sorted(path.relative_to(ROOT).as_posix() for path in found)
+    folders = ("", "cpu", "cuda") if cuda else ("", "cpu")
+    found = (path for folder in folders for path in (CSRC / folder).glob("*.c[pu]*"))
+    return sorted(path.relative_to(ROOT).as_posix() for path in found if path.suffix != ".cuh")
 
 
-def check_tools(cuda: bool) -> None:
+def check_tools() -> None:
     """Raise :class:`CannotBuild` unless sources, torch and the compilers are there."""
-    if not sources("*.cpp"):
+    if not sources(cuda=False):
         raise CannotBuild("there are no C++ sources under kernels/csrc")
     try:
         from torch.utils import cpp_extension
@@ -50,13 +53,12 @@ def check_tools(cuda: bool) -> None:
     compiler = cpp_extension.get_cxx_compiler()
     if shutil.which(shlex.split(compiler)[0]) is None:
         raise CannotBuild(f"no C++ compiler '{compiler}': install g++ or clang, or set CXX")
-    if cuda:
-        check_cuda(cpp_extension.CUDA_HOME)
 
 
-def check_cuda(cuda_home: str | None) -> None:
+def check_cuda() -> None:
     """Raise :class:`CannotBuild` unless torch is a CUDA build and nvcc is there."""
     import torch
+    from torch.utils.cpp_extension import CUDA_HOME as cuda_home
 
     if torch.version.cuda is None:
         raise CannotBuild(f"torch {torch.__version__} has no CUDA: install a CUDA build of torch")
@@ -64,6 +66,19 @@ def check_cuda(cuda_home: str | None) -> None:
         raise CannotBuild(
             f"no nvcc: install the CUDA {torch.version.cuda} toolkit and set CUDA_HOME to it"
         )
+
+
+def builds_cuda() -> bool:
+    """Return whether CUDA kernels can be built here; say why if a CUDA torch cannot have them."""
+    try:
+        check_cuda()
+    except CannotBuild as reason:
+        import torch
+
+        if torch.version.cuda is not None:
+            print(f"fairseq_fwm: no CUDA kernels, {reason}.", file=sys.stderr)
+        return False
+    return True
 
 
 def extension(cuda: bool) -> Any:
@@ -74,7 +89,7 @@ def extension(cuda: bool) -> Any:
     openmp = ["-fopenmp"] if sys.platform == "linux" else []
     return make(
         "fairseq_fwm._C",
-        sources("*.cpp", "*.cu") if cuda else sources("*.cpp"),
+        sources(cuda),
         include_dirs=[str(CSRC)],
         define_macros=[("FWM_WITH_CUDA", None)] if cuda else [],
         extra_compile_args={"cxx": ["-O3", *openmp], "nvcc": ["-O3", "-lineinfo"]},
@@ -91,16 +106,23 @@ def arguments() -> dict[str, Any]:
     if choice == "0":
         print("fairseq_fwm: kernels not built (FWM_BUILD=0).", file=sys.stderr)
         return {}
-    cuda = choice == "cuda" or (choice == "auto" and os.environ.get("FORCE_CUDA") == "1")
+    asked = f"FWM_BUILD={choice}"
+    if choice == "auto" and os.environ.get("FORCE_CUDA") == "1":
+        choice, asked = "cuda", "FORCE_CUDA=1"
     try:
-        check_tools(cuda)
+        check_tools()
+        if choice == "cuda":
+            check_cuda()
     except CannotBuild as reason:
         if choice != "auto":
-            raise SystemExit(f"FWM_BUILD={choice}, but {reason}.") from reason
+            raise SystemExit(f"{asked}, but {reason}.") from reason
         print(f"fairseq_fwm: kernels not built, {reason}.", file=sys.stderr)
         return {}
+    cuda = choice != "cpu" and builds_cuda()
     from torch.utils.cpp_extension import BuildExtension
 
+    if cuda:
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHS)
     print(f"fairseq_fwm: building {'CPU and CUDA' if cuda else 'CPU'} kernels.", file=sys.stderr)
     return {
         "ext_modules": [extension(cuda)],

@@ -48,9 +48,19 @@ SCHEMAS = {
 }
 
 
+EMULATED = "fwm_emulated"
+"""Namespace in which tests register the CUDA kernels, executed on the CPU."""
+
+
 def has_kernel(op: str, device_type: str) -> bool:
     """Return whether the compiled module registered a kernel for ``fwm::op`` on the device."""
     return device_type in COMPILED[op]
+
+
+def sequence_op_of(rule: str, impl: str) -> Callable:
+    """Return ``causal_*_fwd`` of the namespace that serves an implementation."""
+    ops = torch.ops.fwm_emulated if impl == "emulated" else torch.ops.fwm
+    return ops.causal_sum_fwd if rule == "sum" else ops.causal_delta_fwd
 
 
 def dispatch_keys(op: str) -> list[str]:
@@ -65,47 +75,59 @@ def missing_reason() -> str:
     return EXTENSION_PROBLEM or "the extension fairseq_fwm._C was built without it"
 
 
-def _register(library: torch.library.Library) -> None:
+def register(namespace: str, has_kernel: sequence_op.HasKernel) -> torch.library.Library:
+    """Define every op in a namespace: schema, PyTorch form, fake kernel, derivative.
+
+    Args:
+        namespace: ``fwm``, or one for other kernels of the same ops.
+        has_kernel: (op, device type) -> whether a compiled kernel serves it there.
+
+    Returns:
+        What the registrations live as long as.
+    """
+    library = torch.library.Library(namespace, "DEF")
+    ops = getattr(torch.ops, namespace)
     for name, schema in SCHEMAS.items():
         library.define(name + schema)
 
-    def register(name: str, form: Callable | None, fake: Callable, *derivative: Callable) -> None:
+    def add(name: str, form: Callable | None, fake: Callable, *derivative: Callable) -> None:
         if form is not None:
             library.impl(name, form, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"fwm::{name}", fake, lib=library)
+        torch.library.register_fake(f"{namespace}::{name}", fake, lib=library)
         if derivative:
             context, backward = derivative
             torch.library.register_autograd(
-                f"fwm::{name}", backward, setup_context=context, lib=library
+                f"{namespace}::{name}", backward, setup_context=context, lib=library
             )
 
     for rule in ("sum", "delta"):
-        register(
+        add(
             f"causal_{rule}_fwd",
             sequence_op.forward(rule),
             sequence_op.fake_forward(rule, has_kernel),
             sequence_op.setup_context(rule),
-            sequence_op.backward(rule, has_kernel),
+            sequence_op.backward(rule, ops, has_kernel),
         )
-        register(f"causal_{rule}_bwd", None, sequence_op.fake_backward(rule))
+        add(f"causal_{rule}_bwd", None, sequence_op.fake_backward(rule))
         for name, form in (("", sequence_op.step(rule)), ("_", sequence_op.step_in_place(rule))):
-            register(f"causal_{rule}_step{name}", form, form)
-    register(
+            add(f"causal_{rule}_step{name}", form, form)
+    add(
         "feature_map",
         map_op.feature_map,
         map_op.fake_feature_map,
         map_op.feature_map_context,
         map_op.feature_map_backward(has_kernel),
     )
-    register("feature_map_bwd", None, lambda dphi, x, *options: x.new_empty(x.shape))
-    register(
+    add("feature_map_bwd", None, lambda dphi, x, *options: x.new_empty(x.shape))
+    add(
         "favor_exp",
         map_op.favor_exp,
         map_op.favor_exp,
         map_op.favor_context,
         map_op.favor_backward(has_kernel),
     )
-    register("favor_exp_bwd", None, map_op.fake_favor_backward)
+    add("favor_exp_bwd", None, map_op.fake_favor_backward)
+    return library
 
 
 def _load_extension() -> str | None:
@@ -121,8 +143,7 @@ def _load_extension() -> str | None:
     return None
 
 
-_library = torch.library.Library("fwm", "DEF")  # registrations live as long as this object
-_register(_library)
+_library = register("fwm", has_kernel)  # registrations live as long as this object
 EXTENSION_PROBLEM = _load_extension()
 # Asked once: torch.compile cannot trace a question to the dispatcher.
 COMPILED = {op: {key.lower() for key in dispatch_keys(op)} & {"cpu", "cuda"} for op in SCHEMAS}

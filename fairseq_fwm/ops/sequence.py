@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fairseq_fwm.ops import fallback
+from fairseq_fwm.ops import fallback, library
 from fairseq_fwm.ops._common import State, check_sequence, no_autocast
 from fairseq_fwm.ops.dispatch import resolve_impl
 from fairseq_fwm.ops.features import NO_FEATURES, FeatureSpec
@@ -114,7 +114,7 @@ def _causal(
             *(write_mask, features, attn_norm, output_final_state),
         )
     else:
-        op = torch.ops.fwm.causal_sum_fwd if rule == "sum" else torch.ops.fwm.causal_delta_fwd
+        op = library.sequence_op_of(rule, chosen)
         save = torch.is_grad_enabled() and any(
             x is not None and x.requires_grad for x in (*tensors, S, z)
         )

@@ -116,8 +116,8 @@ def setup_context(rule: str) -> Callable[..., None]:
     return setup
 
 
-def backward(rule: str, has_kernel: HasKernel) -> Callable[..., tuple]:
-    """Differentiate by the kernel's backward pass, or the PyTorch form by running it again."""
+def backward(rule: str, ops: Any, has_kernel: HasKernel) -> Callable[..., tuple]:
+    """Differentiate by the kernel of the namespace's ops, or the PyTorch form by running it again."""
 
     def run(ctx: Any, dy: Tensor | None, dS: Tensor | None, dz: Tensor | None, *_: Any):
         q, k, v, beta, state, normalizer, mask, y, *kept = ctx.saved_tensors
@@ -126,7 +126,7 @@ def backward(rule: str, has_kernel: HasKernel) -> Callable[..., tuple]:
         dy = torch.zeros_like(v) if dy is None else dy
         needs = ctx.needs_input_grad[: len(tensors) + 2]
         if has_kernel(f"causal_{rule}_bwd", q.device.type):
-            op = getattr(torch.ops.fwm, f"causal_{rule}_bwd")
+            op = getattr(ops, f"causal_{rule}_bwd")
             *grads, dbeta, d_state, d_z = op(
                 *(dy, dS, dz, *tensors, state, normalizer, mask, y, *kept, *options),
                 any(needs[-2:]),

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <utility>
 
-#include "problem.h"
+#include "../problem.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <utility>
 
-#include "problem.h"
+#include "../problem.h"
 
 #define FWM_ISA baseline
 #define FWM_VECTOR_BYTES 16

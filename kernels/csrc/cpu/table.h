@@ -1,7 +1,7 @@
 // The kernels of one instruction set, as functions on work items [first, last).
 #pragma once
 
-#include "problem.h"
+#include "../problem.h"
 
 namespace fwm {
 

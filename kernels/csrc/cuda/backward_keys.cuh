@@ -1,0 +1,123 @@
+// Backward in time with the transposed gradient G of S; a block holds columns of key features:
+//   sum:    G <- G + dy_t (x) q_t ;  dk_t = G^T v_t
+//   delta:  G <- G + dy_t (x) q_t ;  dk_t = G^T (beta_t r_t) ;  G <- G - dv_t (x) k_t
+#pragma once
+
+#include "by_value.cuh"
+
+namespace fwm {
+namespace gpu {
+
+template <class Shape, bool Delta>
+struct KeysTiles {
+  Scalars scalars;
+  DivisorGradients divisors;
+  ValueTiles<Shape, Delta> values;
+  FeatureTile q, k;
+  float *dk, *dz;
+
+  __device__ KeysTiles(SharedMemory& shared, const Features& f, int steps, int ld)
+      : scalars(shared, steps),
+        divisors(shared, steps),
+        values(shared, steps),
+        q(shared, f, steps, ld),
+        k(shared, f, steps, ld) {
+    dk = shared.take<float>(steps * ld);
+    dz = shared.take<float>(ld);
+  }
+  static std::size_t bytes(const Features& f, int steps, int ld) {
+    return Scalars::bytes(steps) + DivisorGradients::bytes(steps) +
+           ValueTiles<Shape, Delta>::bytes(steps) + 2 * FeatureTile::bytes(f, steps, ld) +
+           shared_bytes<float>(steps * ld) + shared_bytes<float>(ld);
+  }
+
+  // From the rule's own gradient to that of k_t: through the divisors, and through every z from here
+  // on, whose gradient is dz.
+  __device__ void normalize(const Span& span, bool first_slab, int width) const {
+    for (int c = threadIdx.x; c < width; c += blockDim.x) {
+      float sum = dz[c];
+      for (int i = 0; i < span.count; i++) {
+        const int at = i * k.ld + c;
+        sum += divisors.denominator[i] * q.phi[at] * scalars.q_divisor[i];
+        dk[at] = dk[at] / scalars.k_divisor[i] + (first_slab ? sum : 0.0f);
+        sum += divisors.kappa[i] * k.phi[at] * scalars.k_divisor[i];
+      }
+      dz[c] = sum;
+    }
+  }
+};
+
+template <class Shape, bool Delta>
+__global__ void __launch_bounds__(Shape::kThreads)
+    backward_keys_kernel(FWM_GPU_PARAMETER Causal a, FWM_GPU_PARAMETER BackwardWorkspace kept, FWM_GPU_PARAMETER Slab slab, const bool all,
+                         const int steps) {
+  constexpr int E = Shape::kRows;
+  SharedMemory shared;
+  const Columns<Shape> columns(a, all, blockIdx.y);
+  const int ld = columns.ld(), c = Slice<Shape>::column();
+  const KeysTiles<Shape, Delta> tile(shared, a.features, steps, ld);
+  const Head head(a.H, blockIdx.x);
+  const bool first_part = Slice<Shape>::part() == 0, norm = a.attn_norm != AttnNorm::none;
+  const bool mapped = is_mapped(a.features) || norm;
+  const float* d_final = static_cast<const float*>(a.d_final_normalizer);
+  for (int j = threadIdx.x; norm && j < ld; j += blockDim.x) {
+    tile.dz[j] = d_final && j < columns.width ? d_final[head.index * a.features.K + columns.begin + j] : 0.0f;
+  }
+  ColumnParts<Shape> parts(a, slab, columns, a.d_final_state, head, kept.places);
+  for (Index first = 0; first < a.T; first += steps) {
+    const Span span(a.T, first, steps, true);
+    load_scalars(tile.scalars, a, head, span);
+    load_divisors(tile.divisors, a, kept, slab.first, head, span);
+    tile.values.load(a, kept, slab, head, span);
+    tile.q.load(a.features, a.q, a.dtype, head, span, columns.begin, columns.width);
+    tile.k.load(a.features, a.k, a.dtype, head, span, columns.begin, columns.width, a.mask);
+    __syncthreads();
+    if (mapped) {
+      map_features(tile.q, a.features, head, span, tile.scalars.q_divisor);
+      map_features(tile.k, a.features, head, span, tile.scalars.k_divisor, a.mask);
+      __syncthreads();
+    }
+    parts.for_each(first == 0, [&](Column<Shape>& G, int from) {
+      for (int i = 0; i < span.count; i++) {
+        const int at = i * ld + from + c;
+        G.write(Slice<Shape>(tile.values.dy + i * E), tile.q.phi[at]);
+        const float beta = Delta ? tile.scalars.beta[i] : 1.0f;
+        const float dk = beta * G.read(Slice<Shape>(tile.values.written + i * E));
+        if (Delta) G.write(Slice<Shape>(tile.values.dv + i * E), -beta * tile.k.phi[at]);
+        if (first_part) tile.dk[at] = dk;
+      }
+    });
+    __syncthreads();
+    if (norm) {
+      tile.normalize(span, slab.first, columns.width);
+      __syncthreads();
+    }
+    store_gradients(tile.k, tile.dk, a.features, slab.dk, head, span, columns.begin, columns.width,
+                    a.mask);
+    __syncthreads();
+  }
+  float* d_normalizer = static_cast<float*>(a.d_normalizer);
+  for (int j = threadIdx.x; slab.first && d_normalizer && j < columns.width; j += blockDim.x) {
+    d_normalizer[head.index * a.features.K + columns.begin + j] = tile.dz[j];
+  }
+}
+
+template <bool Delta>
+void launch_backward_keys(const Causal& a, const BackwardWorkspace& kept, const Slab& slab,
+                          cudaStream_t stream) {
+  with_shape(slab.count, [&](auto shape) {
+    using S = decltype(shape);
+    const bool all = sees_all_columns(a);
+    const Columns<S> columns(a, all, 0);
+    const auto bytes = [&](int steps) {
+      return KeysTiles<S, Delta>::bytes(a.features, steps, columns.ld());
+    };
+    const int steps = steps_that_fit(a.T, bytes);
+    const dim3 grid(unsigned(a.N * a.H), blocks_of_columns<S>(a));
+    FWM_GPU_LAUNCH((backward_keys_kernel<S, Delta>), grid, dim3(S::kThreads), bytes(steps), stream, a,
+                   kept, slab, all, steps);
+  });
+}
+
+}  // namespace gpu
+}  // namespace fwm

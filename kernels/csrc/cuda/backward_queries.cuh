@@ -1,0 +1,127 @@
+// Forward in time with the transposed S once more; a block holds columns of key features:
+//   sum:    S <- S + v_t (x) k_t ;  dq_t = S^T dy_t
+//   delta:  dk_t <- dk_t - S^T dv_t ;  S <- S + beta_t r_t (x) k_t ;  dq_t = S^T dy_t
+#pragma once
+
+#include "by_value.cuh"
+
+namespace fwm {
+namespace gpu {
+
+template <class Shape, bool Delta>
+struct QueriesTiles {
+  Scalars scalars;
+  DivisorGradients divisors;
+  ValueTiles<Shape, Delta> values;
+  FeatureTile q, k;
+  float *dq, *dk, *z;
+
+  __device__ QueriesTiles(SharedMemory& shared, const Features& f, int steps, int ld)
+      : scalars(shared, steps),
+        divisors(shared, steps),
+        values(shared, steps),
+        q(shared, f, steps, ld),
+        k(shared, f, steps, ld) {
+    dq = shared.take<float>(steps * ld);
+    dk = Delta ? shared.take<float>(steps * ld) : nullptr;
+    z = shared.take<float>(ld);
+  }
+  static std::size_t bytes(const Features& f, int steps, int ld) {
+    return Scalars::bytes(steps) + DivisorGradients::bytes(steps) +
+           ValueTiles<Shape, Delta>::bytes(steps) + 2 * FeatureTile::bytes(f, steps, ld) +
+           (Delta ? 2 : 1) * shared_bytes<float>(steps * ld) + shared_bytes<float>(ld);
+  }
+
+  // From the rule's own gradients to those of q_t and k_t: through the divisors, to z_t and z_{t-1}.
+  __device__ void normalize(const Span& span, int width) const {
+    for (int c = threadIdx.x; c < width; c += blockDim.x) {
+      float now = z[c];
+      for (int i = 0; i < span.count; i++) {
+        const int at = i * k.ld + c;
+        if (Delta) dk[at] = dk[at] / scalars.k_divisor[i] + divisors.kappa[i] * now;
+        now += k.phi[at] * scalars.k_divisor[i];
+        dq[at] = dq[at] / scalars.q_divisor[i] + divisors.denominator[i] * now;
+      }
+      z[c] = now;
+    }
+  }
+};
+
+template <class Shape, bool Delta>
+__global__ void __launch_bounds__(Shape::kThreads)
+    backward_queries_kernel(FWM_GPU_PARAMETER Causal a, FWM_GPU_PARAMETER BackwardWorkspace kept, FWM_GPU_PARAMETER Slab slab,
+                            const bool all, const int steps) {
+  constexpr int E = Shape::kRows;
+  SharedMemory shared;
+  const Columns<Shape> columns(a, all, blockIdx.y);
+  const int ld = columns.ld(), c = Slice<Shape>::column();
+  const QueriesTiles<Shape, Delta> tile(shared, a.features, steps, ld);
+  const Head head(a.H, blockIdx.x);
+  const bool first_part = Slice<Shape>::part() == 0, norm = a.attn_norm != AttnNorm::none;
+  const bool mapped = is_mapped(a.features) || norm;
+  const float* z_0 = static_cast<const float*>(a.normalizer);
+  for (int j = threadIdx.x; norm && j < ld; j += blockDim.x) {
+    tile.z[j] = z_0 && j < columns.width ? z_0[head.index * a.features.K + columns.begin + j] : 0.0f;
+  }
+  ColumnParts<Shape> parts(a, slab, columns, a.state, head, kept.places);
+  for (Index first = 0; first < a.T; first += steps) {
+    const Span span(a.T, first, steps, false);
+    load_scalars(tile.scalars, a, head, span);
+    load_divisors(tile.divisors, a, kept, slab.first, head, span);
+    tile.values.load(a, kept, slab, head, span);
+    // Queries themselves are wanted only where their map is differentiated.
+    if (is_mapped(a.features)) {
+      tile.q.load(a.features, a.q, a.dtype, head, span, columns.begin, columns.width);
+    }
+    tile.k.load(a.features, a.k, a.dtype, head, span, columns.begin, columns.width, a.mask);
+    __syncthreads();
+    if (mapped) {
+      map_features(tile.k, a.features, head, span, tile.scalars.k_divisor, a.mask);
+      __syncthreads();
+    }
+    parts.for_each(first == 0, [&](Column<Shape>& S, int from) {
+      for (int i = 0; i < span.count; i++) {
+        const int at = i * ld + from + c;
+        const float beta = Delta ? tile.scalars.beta[i] : 1.0f;
+        if (Delta) {
+          const float dk = -beta * S.read(Slice<Shape>(tile.values.dv + i * E));
+          if (first_part) tile.dk[at] = dk;
+        }
+        S.write(Slice<Shape>(tile.values.written + i * E), beta * tile.k.phi[at]);
+        const float dq = S.read(Slice<Shape>(tile.values.dy + i * E));
+        if (first_part) tile.dq[at] = dq;
+      }
+    });
+    __syncthreads();
+    if (norm) {
+      tile.normalize(span, columns.width);
+      __syncthreads();
+    }
+    store_gradients(tile.q, tile.dq, a.features, slab.dq, head, span, columns.begin, columns.width);
+    if (Delta) {
+      store_gradients(tile.k, tile.dk, a.features, slab.dk, head, span, columns.begin, columns.width,
+                      a.mask);
+    }
+    __syncthreads();
+  }
+}
+
+template <bool Delta>
+void launch_backward_queries(const Causal& a, const BackwardWorkspace& kept, const Slab& slab,
+                             cudaStream_t stream) {
+  with_shape(slab.count, [&](auto shape) {
+    using S = decltype(shape);
+    const bool all = sees_all_columns(a);
+    const Columns<S> columns(a, all, 0);
+    const auto bytes = [&](int steps) {
+      return QueriesTiles<S, Delta>::bytes(a.features, steps, columns.ld());
+    };
+    const int steps = steps_that_fit(a.T, bytes);
+    const dim3 grid(unsigned(a.N * a.H), blocks_of_columns<S>(a));
+    FWM_GPU_LAUNCH((backward_queries_kernel<S, Delta>), grid, dim3(S::kThreads), bytes(steps), stream, a,
+                   kept, slab, all, steps);
+  });
+}
+
+}  // namespace gpu
+}  // namespace fwm

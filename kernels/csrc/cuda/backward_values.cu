@@ -1,0 +1,12 @@
+#include "backward_values.cuh"
+
+namespace fwm {
+namespace gpu {
+
+void backward_values(const Causal& a, const BackwardWorkspace& kept, cudaStream_t stream) {
+  a.beta ? launch_backward_values<true>(a, kept, stream)
+         : launch_backward_values<false>(a, kept, stream);
+}
+
+}  // namespace gpu
+}  // namespace fwm

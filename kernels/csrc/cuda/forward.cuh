@@ -1,0 +1,92 @@
+// The recurrences forward in time, step by step:
+//   sum:    S <- S + k_t (x) v_t ;  y_t = S^T q_t
+//   delta:  r_t = v_t - S^T k_t ;  S <- S + k_t (x) beta_t r_t ;  y_t = S^T q_t
+// A block holds some columns of S; columns are independent.
+#pragma once
+
+#include "features.cuh"
+#include "shape.cuh"
+
+namespace fwm {
+namespace gpu {
+
+template <class Shape, bool Delta>
+struct ForwardTiles {
+  Scalars scalars;
+  FeatureTile q, k;
+  float *v, *y, *r;
+
+  __device__ ForwardTiles(SharedMemory& shared, const Features& f, int steps)
+      : scalars(shared, steps), q(shared, f, steps, Shape::kRows), k(shared, f, steps, Shape::kRows) {
+    v = shared.take<float>(steps * Shape::kColumns);
+    y = shared.take<float>(steps * Shape::kColumns);
+    r = Delta ? shared.take<float>(steps * Shape::kColumns) : nullptr;
+  }
+  static std::size_t bytes(const Features& f, int steps) {
+    return Scalars::bytes(steps) + 2 * FeatureTile::bytes(f, steps, Shape::kRows) +
+           (Delta ? 3 : 2) * shared_bytes<float>(steps * Shape::kColumns);
+  }
+};
+
+template <class Shape, bool Delta>
+__global__ void __launch_bounds__(Shape::kThreads) forward_kernel(FWM_GPU_PARAMETER Causal a, const int steps) {
+  constexpr int C = Shape::kColumns;
+  SharedMemory shared;
+  const ForwardTiles<Shape, Delta> tile(shared, a.features, steps);
+  const Head head(a.H, blockIdx.x);
+  const int K = int(a.features.K), V = int(a.V), begin = blockIdx.y * C;
+  const int width = min(C, V - begin), c = Slice<Shape>::column();
+  const bool first_part = Slice<Shape>::part() == 0;
+  const bool mapped = is_mapped(a.features) || a.attn_norm != AttnNorm::none;
+  const Rows residuals = dense_rows(a.residual, a.H, a.T, a.V);
+  const Index state = head.index * K * V;
+  Column<Shape> S;
+  S.load(a.state ? static_cast<const float*>(a.state) + state : nullptr, K, V, V, 1, begin);
+  for (Index first = 0; first < a.T; first += steps) {
+    const Span span(a.T, first, steps, false);
+    load_scalars(tile.scalars, a, head, span);
+    tile.q.load(a.features, a.q, a.dtype, head, span, 0, K);
+    tile.k.load(a.features, a.k, a.dtype, head, span, 0, K, a.mask);
+    load_tile(tile.v, C, a.v, a.dtype, head, span, begin, width, a.mask);
+    __syncthreads();
+    if (mapped) {
+      map_features(tile.q, a.features, head, span, tile.scalars.q_divisor);
+      map_features(tile.k, a.features, head, span, tile.scalars.k_divisor, a.mask);
+      __syncthreads();
+    }
+    for (int i = 0; i < span.count; i++) {
+      const Slice<Shape> k(tile.k.phi + i * Shape::kRows);
+      float x = tile.v[i * C + c];
+      if constexpr (Delta) {
+        x -= S.read(k);
+        if (first_part) tile.r[i * C + c] = x;
+        x *= tile.scalars.beta[i];
+      }
+      S.write(k, x);
+      const float y = S.read(Slice<Shape>(tile.q.phi + i * Shape::kRows));
+      if (first_part) tile.y[i * C + c] = y;
+    }
+    __syncthreads();
+    store_tile(tile.y, C, a.y, a.dtype, head, span, begin, width);
+    if (Delta && a.residual) {
+      store_tile(tile.r, C, residuals, DType::f32, head, span, begin, width);
+    }
+  }
+  if (a.final_state) {
+    S.store(static_cast<float*>(a.final_state) + state, K, V, V, 1, begin);
+  }
+}
+
+template <bool Delta>
+void launch_forward(const Causal& a, cudaStream_t stream) {
+  with_shape(a.features.K, [&](auto shape) {
+    using S = decltype(shape);
+    const auto bytes = [&](int steps) { return ForwardTiles<S, Delta>::bytes(a.features, steps); };
+    const int steps = steps_that_fit(a.T, bytes);
+    const dim3 grid(unsigned(a.N * a.H), unsigned((a.V + S::kColumns - 1) / S::kColumns));
+    FWM_GPU_LAUNCH((forward_kernel<S, Delta>), grid, dim3(S::kThreads), bytes(steps), stream, a, steps);
+  });
+}
+
+}  // namespace gpu
+}  // namespace fwm
