@@ -20,11 +20,13 @@ struct QueriesTiles {
       : scalars(shared, steps),
         divisors(shared, steps),
         values(shared, steps),
-        q(shared, f, steps, ld),
-        k(shared, f, steps, ld) {
+        q(shared, steps, ld),
+        k(shared, steps, ld) {
     dq = shared.take<float>(steps * ld);
     dk = Delta ? shared.take<float>(steps * ld) : nullptr;
     z = shared.take<float>(ld);
+    q.take_raw(shared, f, steps);
+    k.take_raw(shared, f, steps);
   }
   static std::size_t bytes(const Features& f, int steps, int ld) {
     return Scalars::bytes(steps) + DivisorGradients::bytes(steps) +
@@ -48,7 +50,7 @@ struct QueriesTiles {
 };
 
 template <class Shape, bool Delta>
-__global__ void __launch_bounds__(Shape::kThreads)
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     backward_queries_kernel(FWM_GPU_PARAMETER Causal a, FWM_GPU_PARAMETER BackwardWorkspace kept, FWM_GPU_PARAMETER Slab slab,
                             const bool all, const int steps) {
   constexpr int E = Shape::kRows;
@@ -64,7 +66,7 @@ __global__ void __launch_bounds__(Shape::kThreads)
     tile.z[j] = z_0 && j < columns.width ? z_0[head.index * a.features.K + columns.begin + j] : 0.0f;
   }
   ColumnParts<Shape> parts(a, slab, columns, a.state, head, kept.places);
-  for (Index first = 0; first < a.T; first += steps) {
+  for (int first = 0; first < a.T; first += steps) {
     const Span span(a.T, first, steps, false);
     load_scalars(tile.scalars, a, head, span);
     load_divisors(tile.divisors, a, kept, slab.first, head, span);

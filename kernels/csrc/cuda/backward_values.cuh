@@ -21,37 +21,40 @@ struct BackwardWorkspace {
 
 template <class Shape>
 struct ValuesTiles {
+  static constexpr int steps = Shape::kSteps;
   Scalars scalars;
   FeatureTile q, k;
   float *dy, *out;
 
-  __device__ ValuesTiles(SharedMemory& shared, const Features& f, int steps)
-      : scalars(shared, steps), q(shared, f, steps, Shape::kRows), k(shared, f, steps, Shape::kRows) {
+  __device__ ValuesTiles(SharedMemory& shared, const Features& f)
+      : scalars(shared, steps), q(shared, steps, Shape::kRows), k(shared, steps, Shape::kRows) {
     dy = shared.take<float>(steps * Shape::kColumns);
     out = shared.take<float>(steps * Shape::kColumns);
+    q.take_raw(shared, f, steps);
+    k.take_raw(shared, f, steps);
   }
-  static std::size_t bytes(const Features& f, int steps) {
+  static std::size_t bytes(const Features& f) {
     return Scalars::bytes(steps) + 2 * FeatureTile::bytes(f, steps, Shape::kRows) +
            2 * shared_bytes<float>(steps * Shape::kColumns);
   }
 };
 
 template <class Shape, bool Delta>
-__global__ void __launch_bounds__(Shape::kThreads)
-    backward_values_kernel(FWM_GPU_PARAMETER Causal a, FWM_GPU_PARAMETER BackwardWorkspace kept, const int steps) {
-  constexpr int C = Shape::kColumns;
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
+    backward_values_kernel(FWM_GPU_PARAMETER Causal a, FWM_GPU_PARAMETER BackwardWorkspace kept) {
+  constexpr int C = Shape::kColumns, steps = Shape::kSteps;
   SharedMemory shared;
-  const ValuesTiles<Shape> tile(shared, a.features, steps);
+  const ValuesTiles<Shape> tile(shared, a.features);
   const Head head(a.H, blockIdx.x);
   const int K = int(a.features.K), V = int(a.V), begin = blockIdx.y * C;
   const int width = min(C, V - begin), c = Slice<Shape>::column();
   const bool first_part = Slice<Shape>::part() == 0;
   const bool mapped = is_mapped(a.features) || a.attn_norm != AttnNorm::none;
-  const Index state = head.index * K * V;
+  const Index state = Index(head.index) * K * V;
   const float* d_final = static_cast<const float*>(a.d_final_state);
   Column<Shape> G;
   G.load(d_final ? d_final + state : nullptr, K, V, V, 1, begin);
-  for (Index first = 0; first < a.T; first += steps) {
+  for (int first = 0; first < a.T; first += steps) {
     const Span span(a.T, first, steps, true);
     load_scalars(tile.scalars, a, head, span);
     tile.q.load(a.features, a.q, a.dtype, head, span, 0, K);
@@ -88,7 +91,7 @@ __global__ void __launch_bounds__(128)
   const int lane = threadIdx.x % 32, V = int(a.V);
   const Index row = Index(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
   if (row >= a.N * a.H * a.T) return;
-  const Head head(a.H, row / a.T);
+  const Head head(a.H, unsigned(row / a.T));
   const Index t = row % a.T;
   const bool writes = !a.mask || a.mask[head.n * a.T + t];
   const bool norm = a.attn_norm != AttnNorm::none, full = a.attn_norm == AttnNorm::full;
@@ -127,11 +130,9 @@ template <bool Delta>
 void launch_backward_values(const Causal& a, const BackwardWorkspace& kept, cudaStream_t stream) {
   with_shape(a.features.K, [&](auto shape) {
     using S = decltype(shape);
-    const auto bytes = [&](int steps) { return ValuesTiles<S>::bytes(a.features, steps); };
-    const int steps = steps_that_fit(a.T, bytes);
     const dim3 grid(unsigned(a.N * a.H), unsigned((a.V + S::kColumns - 1) / S::kColumns));
-    FWM_GPU_LAUNCH((backward_values_kernel<S, Delta>), grid, dim3(S::kThreads), bytes(steps), stream, a,
-                   kept, steps);
+    FWM_GPU_LAUNCH((backward_values_kernel<S, Delta>), grid, dim3(S::kThreads), ValuesTiles<S>::bytes(a.features), stream,
+                   a, kept);
   });
   if (!Delta && a.attn_norm == AttnNorm::none) return;
   const Index rows = a.N * a.H * a.T;

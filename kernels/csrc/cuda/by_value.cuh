@@ -118,8 +118,8 @@ FWM_GPU_CALL void load_divisors(DivisorGradients to, const Causal& a, const Back
   const bool on = first_slab && a.attn_norm != AttnNorm::none;
   const bool full = on && a.attn_norm == AttnNorm::full;
   for_steps(span, [&](int i, Index t) {
-    to.denominator[i] = on ? kept.d_denominator[head.index * a.T + t] : 0.0f;
-    to.kappa[i] = full ? kept.d_kappa[head.index * a.T + t] : 0.0f;
+    to.denominator[i] = on ? kept.d_denominator[span.at(head.index, t)] : 0.0f;
+    to.kappa[i] = full ? kept.d_kappa[span.at(head.index, t)] : 0.0f;
   });
 }
 

@@ -54,9 +54,11 @@ struct FeatureTile {
   float *phi, *raw;
   int ld;
 
-  __device__ FeatureTile(SharedMemory& shared, const Features& f, int steps, int ld_) : ld(ld_) {
-    phi = shared.take<float>(steps * ld);
-    raw = is_mapped(f) ? shared.take<float>(steps * int(f.d)) : phi;
+  __device__ FeatureTile(SharedMemory& shared, int steps, int ld_)
+      : phi(shared.take<float>(steps * ld_)), raw(phi), ld(ld_) {}
+  // Taken last: its size depends on the map.
+  __device__ void take_raw(SharedMemory& shared, const Features& f, int steps) {
+    if (is_mapped(f)) raw = shared.take<float>(steps * int(f.d));
   }
   static std::size_t bytes(const Features& f, int steps, int ld) {
     return shared_bytes<float>(steps * ld) +
@@ -79,15 +81,15 @@ FWM_GPU_CALL void map_features(FeatureTile tile, const Features& f, Head head, S
   const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
   for (int i = threadIdx.x / 32; i < span.count; i += warps) {
     float* row = tile.phi + i * tile.ld;
-    const bool writes = !mask || mask[head.n * span.T + span.time(i)];
-    float factor = writes ? 1.0f / divisor[i] : 0.0f;
+    const bool writes = !mask || mask[span.at(head.n, span.time(i))];
+    float factor = writes ? __fdividef(1.0f, divisor[i]) : 0.0f;
     if (!is_mapped(f)) {
       for (int j = lane; j < tile.ld; j += 32) row[j] *= factor;
       continue;
     }
     float sum = 0.0f;
     for_features(f, tile.raw + i * int(f.d), [&](int j, float x) { row[j] = x, sum += x; });
-    if (f.sum_norm) factor /= warp_sum(sum) + float(kSumNormEps);
+    if (f.sum_norm) factor = __fdividef(factor, warp_sum(sum) + float(kSumNormEps));
     for_features_of_lane(f, [&](int j) { row[j] *= factor; });
     for (int j = int(f.K) + lane; j < tile.ld; j += 32) row[j] = 0.0f;
   }
@@ -114,7 +116,7 @@ __device__ __forceinline__ void map_backward(const Features& f, const float* x, 
   if (f.sum_norm) {
     float sum = 0.0f, along = 0.0f;
     for_features(f, x, [&](int j, float phi_j) { sum += phi_j, along += phi_j * d_phi[j]; });
-    const float factor = 1.0f / (warp_sum(sum) + float(kSumNormEps));
+    const float factor = __fdividef(1.0f, warp_sum(sum) + float(kSumNormEps));
     along = warp_sum(along) * factor;
     for_features_of_lane(f, [&](int j) { d_phi[j] = (d_phi[j] - along) * factor; });
     __syncwarp();
@@ -138,9 +140,9 @@ struct Sink {
   float* wide = nullptr;
   bool add = false, last = true;
 
-  __device__ void store(const Head& head, Index T, Index t, int d, int c, float x) const {
+  __device__ void store(const Head& head, const Span& span, Index t, int d, int c, float x) const {
     const Index row = head.offset(out) + t * out.t + c;
-    float* sum = wide ? wide + (head.index * T + t) * d + c : static_cast<float*>(out.data) + row;
+    float* sum = wide ? wide + span.at(head.index, t) * d + c : static_cast<float*>(out.data) + row;
     if (add) x += *sum;
     if (!last || dtype == DType::f32) {
       *sum = x;
@@ -156,19 +158,19 @@ struct Sink {
 FWM_GPU_CALL void store_gradients(FeatureTile rows, float* d_phi, const Features& f, const Sink& sink,
                                   Head head, Span span, int begin, int width,
                                   const bool* mask = nullptr) {
-  const auto writes = [&](Index t) { return !mask || mask[head.n * span.T + t]; };
+  const auto writes = [&](Index t) { return !mask || mask[span.at(head.n, t)]; };
   const int d = int(f.d);
   if (!is_mapped(f)) {
     for_elements(span.count, width, [&](int i, int c) {
       const Index t = span.time(i);
-      sink.store(head, span.T, t, d, begin + c, writes(t) ? d_phi[i * rows.ld + c] : 0.0f);
+      sink.store(head, span, t, d, begin + c, writes(t) ? d_phi[i * rows.ld + c] : 0.0f);
     });
     return;
   }
   for (int i = threadIdx.x / 32; i < span.count; i += blockDim.x / 32) {
     const Index t = span.time(i);
     map_backward(f, rows.raw + i * d, d_phi + i * rows.ld, [&](int c, float dx) {
-      sink.store(head, span.T, t, d, c, writes(t) ? dx : 0.0f);
+      sink.store(head, span, t, d, c, writes(t) ? dx : 0.0f);
     });
   }
 }

@@ -12,37 +12,40 @@ namespace gpu {
 
 template <class Shape, bool Delta>
 struct ForwardTiles {
+  static constexpr int steps = Shape::kSteps;
   Scalars scalars;
   FeatureTile q, k;
   float *v, *y, *r;
 
-  __device__ ForwardTiles(SharedMemory& shared, const Features& f, int steps)
-      : scalars(shared, steps), q(shared, f, steps, Shape::kRows), k(shared, f, steps, Shape::kRows) {
+  __device__ ForwardTiles(SharedMemory& shared, const Features& f)
+      : scalars(shared, steps), q(shared, steps, Shape::kRows), k(shared, steps, Shape::kRows) {
     v = shared.take<float>(steps * Shape::kColumns);
     y = shared.take<float>(steps * Shape::kColumns);
     r = Delta ? shared.take<float>(steps * Shape::kColumns) : nullptr;
+    q.take_raw(shared, f, steps);
+    k.take_raw(shared, f, steps);
   }
-  static std::size_t bytes(const Features& f, int steps) {
+  static std::size_t bytes(const Features& f) {
     return Scalars::bytes(steps) + 2 * FeatureTile::bytes(f, steps, Shape::kRows) +
            (Delta ? 3 : 2) * shared_bytes<float>(steps * Shape::kColumns);
   }
 };
 
 template <class Shape, bool Delta>
-__global__ void __launch_bounds__(Shape::kThreads) forward_kernel(FWM_GPU_PARAMETER Causal a, const int steps) {
-  constexpr int C = Shape::kColumns;
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks) forward_kernel(FWM_GPU_PARAMETER Causal a) {
+  constexpr int C = Shape::kColumns, steps = Shape::kSteps;
   SharedMemory shared;
-  const ForwardTiles<Shape, Delta> tile(shared, a.features, steps);
+  const ForwardTiles<Shape, Delta> tile(shared, a.features);
   const Head head(a.H, blockIdx.x);
   const int K = int(a.features.K), V = int(a.V), begin = blockIdx.y * C;
   const int width = min(C, V - begin), c = Slice<Shape>::column();
   const bool first_part = Slice<Shape>::part() == 0;
   const bool mapped = is_mapped(a.features) || a.attn_norm != AttnNorm::none;
   const Rows residuals = dense_rows(a.residual, a.H, a.T, a.V);
-  const Index state = head.index * K * V;
+  const Index state = Index(head.index) * K * V;
   Column<Shape> S;
   S.load(a.state ? static_cast<const float*>(a.state) + state : nullptr, K, V, V, 1, begin);
-  for (Index first = 0; first < a.T; first += steps) {
+  for (int first = 0; first < a.T; first += steps) {
     const Span span(a.T, first, steps, false);
     load_scalars(tile.scalars, a, head, span);
     tile.q.load(a.features, a.q, a.dtype, head, span, 0, K);
@@ -81,10 +84,9 @@ template <bool Delta>
 void launch_forward(const Causal& a, cudaStream_t stream) {
   with_shape(a.features.K, [&](auto shape) {
     using S = decltype(shape);
-    const auto bytes = [&](int steps) { return ForwardTiles<S, Delta>::bytes(a.features, steps); };
-    const int steps = steps_that_fit(a.T, bytes);
     const dim3 grid(unsigned(a.N * a.H), unsigned((a.V + S::kColumns - 1) / S::kColumns));
-    FWM_GPU_LAUNCH((forward_kernel<S, Delta>), grid, dim3(S::kThreads), bytes(steps), stream, a, steps);
+    const std::size_t bytes = ForwardTiles<S, Delta>::bytes(a.features);
+    FWM_GPU_LAUNCH((forward_kernel<S, Delta>), grid, dim3(S::kThreads), bytes, stream, a);
   });
 }
 

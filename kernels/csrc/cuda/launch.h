@@ -1,5 +1,6 @@
 // The CUDA side as plain functions: no torch, no CUDA header. Tensors are on the device, what has no
-// strides is fp32; a.N, a.H, a.V and a.features.K are positive, K at most kMaxFeatures.
+// strides is fp32; a.N, a.H, a.V and a.features.K are positive, K at most kMaxFeatures; N H and T are
+// less than 2^31.
 #pragma once
 
 #include "../problem.h"

@@ -15,10 +15,13 @@ struct NormalizerTiles {
   float *ones, *sums;
 
   __device__ NormalizerTiles(SharedMemory& shared, const Features& f)
-      : q(shared, f, kNormalizerSteps, int(f.K)),
-        k(shared, f, kNormalizerSteps, int(f.K)),
+      : q(shared, kNormalizerSteps, int(f.K)),
+        k(shared, kNormalizerSteps, int(f.K)),
         ones(shared.take<float>(kNormalizerSteps)),
-        sums(shared.take<float>(3 * kNormalizerSteps * kNormalizerWarps)) {}
+        sums(shared.take<float>(3 * kNormalizerSteps * kNormalizerWarps)) {
+    q.take_raw(shared, f, kNormalizerSteps);
+    k.take_raw(shared, f, kNormalizerSteps);
+  }
   static std::size_t bytes(const Features& f) {
     return 2 * FeatureTile::bytes(f, kNormalizerSteps, int(f.K)) +
            shared_bytes<float>(kNormalizerSteps) +
@@ -29,7 +32,7 @@ struct NormalizerTiles {
 // denominator_t = z_t . q_t + eps; of the kind `full` kappa_t = z_{t-1} . k_t + eps, or -1 where nothing
 // was written yet (as where z is all zero); z_T. One block per head, a few features per thread. With
 // `rows`, row n of the batch starts from row rows[n] of z_0.
-__global__ void __launch_bounds__(kNormalizerThreads) normalizer_kernel(FWM_GPU_PARAMETER Causal a, const Index* rows) {
+__global__ void __launch_bounds__(kNormalizerThreads, 4) normalizer_kernel(FWM_GPU_PARAMETER Causal a, const Index* rows) {
   constexpr int kMine = kMaxFeatures / kNormalizerThreads;
   SharedMemory shared;
   const NormalizerTiles tiles(shared, a.features);
@@ -44,7 +47,7 @@ __global__ void __launch_bounds__(kNormalizerThreads) normalizer_kernel(FWM_GPU_
     z[m] = z_0 && j < K ? z_0[j] : 0.0f;
   }
   if (tid < kNormalizerSteps) tiles.ones[tid] = 1.0f;
-  for (Index first = 0; first < a.T; first += kNormalizerSteps) {
+  for (int first = 0; first < a.T; first += kNormalizerSteps) {
     const Span span(a.T, first, kNormalizerSteps, false);
     tiles.q.load(a.features, a.q, a.dtype, head, span, 0, K);
     tiles.k.load(a.features, a.k, a.dtype, head, span, 0, K, a.mask);
@@ -79,7 +82,7 @@ __global__ void __launch_bounds__(kNormalizerThreads) normalizer_kernel(FWM_GPU_
         const float* sums = tiles.sums + 3 * (i * kNormalizerWarps + w);
         before += sums[0], after += sums[1], written += sums[2];
       }
-      const Index at = head.index * a.T + t;
+      const Index at = span.at(head.index, t);
       static_cast<float*>(a.denominator)[at] = after + float(kAttnNormEps);
       if (a.kappa) {
         static_cast<float*>(a.kappa)[at] = written > 0.0f ? before + float(kAttnNormEps) : -1.0f;
@@ -90,7 +93,7 @@ __global__ void __launch_bounds__(kNormalizerThreads) normalizer_kernel(FWM_GPU_
 #pragma unroll
   for (int m = 0; m < kMine; m++) {
     const int j = tid + m * kNormalizerThreads;
-    if (z_T && j < K) z_T[head.index * K + j] = z[m];
+    if (z_T && j < K) z_T[Index(head.index) * K + j] = z[m];
   }
 }
 

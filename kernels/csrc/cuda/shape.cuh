@@ -16,6 +16,11 @@ struct Shape {
   static constexpr int kRows = Slice * Split;
   static constexpr int kThreads = Split == 32 ? 256 : 128;
   static constexpr int kColumns = kThreads / Split;
+  // Blocks per multiprocessor that registers leave room for: half of its threads, or a quarter.
+  static constexpr int kBlocks = (Slice <= 16 ? 1024 : 512) / kThreads;
+  // Time steps that a pass over keys and queries prepares at a time: a constant, so that where its
+  // tiles lie costs no registers.
+  static constexpr int kSteps = kRows <= 64 ? 16 : kRows <= 1024 ? 2048 / kRows : 1;
   static_assert(Slice % 4 == 0 && 32 % Split == 0, "rows are read four at a time");
 };
 
@@ -32,8 +37,8 @@ void with_shape(Index rows, Run run) {
   return run(Shape<32, 32>{});
 }
 
-// How many time steps a block prepares at a time: as many as leave room for other blocks on the same
-// multiprocessor. bytes(steps) is what they need of shared memory.
+// How many time steps a block prepares at a time where rows may be long: as many as leave room for
+// other blocks on the same multiprocessor. bytes(steps) is what they need of shared memory.
 template <class Bytes>
 int steps_that_fit(Index T, Bytes bytes) {
   constexpr std::size_t kRoom = 24 << 10;

@@ -13,9 +13,11 @@ struct StepTiles {
   float *ones, *retrieved, *read;
 
   __device__ StepTiles(SharedMemory& shared, const Features& f, int warps)
-      : q(shared, f, 1, int(f.K)), k(shared, f, 1, int(f.K)), ones(shared.take<float>(1)) {
+      : q(shared, 1, int(f.K)), k(shared, 1, int(f.K)), ones(shared.take<float>(1)) {
     retrieved = shared.take<float>(32 * warps);
     read = shared.take<float>(32 * warps);
+    q.take_raw(shared, f, 1);
+    k.take_raw(shared, f, 1);
   }
   static std::size_t bytes(const Features& f, int warps) {
     return 2 * FeatureTile::bytes(f, 1, int(f.K)) + shared_bytes<float>(1) +
@@ -48,7 +50,7 @@ __global__ void step_kernel(FWM_GPU_PARAMETER Step a, const float* denominator, 
   const Index source = a.rows ? a.rows[head.n] : head.n;
   FWM_GPU_CHECK(source >= 0 && source < a.source_rows);
   const float* old = static_cast<const float*>(a.state) + (source * a.H + head.h) * K * V;
-  float* fresh = static_cast<float*>(a.new_state) + head.index * K * V;
+  float* fresh = static_cast<float*>(a.new_state) + Index(head.index) * K * V;
   const bool writes = !a.mask || a.mask[head.n];
   tile.q.load(a.features, a.q, a.dtype, head, now, 0, K);
   tile.k.load(a.features, a.k, a.dtype, head, now, 0, K, a.mask);

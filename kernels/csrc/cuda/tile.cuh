@@ -12,22 +12,23 @@ namespace gpu {
 
 // Which sequence a block works on.
 struct Head {
-  Index n, h, index;
+  unsigned n, h, index;  // less than 2^31, as a grid's blocks
 
-  __device__ Head(Index H, Index head) : n(head / H), h(head % H), index(head) {}
+  __device__ Head(Index H, unsigned head)
+      : n(head / unsigned(H)), h(head % unsigned(H)), index(head) {}
   __device__ Index offset(const Rows& rows) const { return n * rows.n + h * rows.h; }
 };
 
 // `count` time steps after `first` ones; reversed, both are counted from the end.
 struct Span {
-  Index T, first;
-  int count;
+  int T, first, count;
   bool reversed;
 
-  __device__ Span(Index T_, Index first_, int steps, bool reversed_)
-      : T(T_), first(first_), count(T_ - first_ < steps ? int(T_ - first_) : steps),
-        reversed(reversed_) {}
+  __device__ Span(Index T_, int first_, int steps, bool reversed_)
+      : T(int(T_)), first(first_), count(min(int(T_) - first_, steps)), reversed(reversed_) {}
   __device__ Index time(int i) const { return reversed ? T - 1 - first - i : first + i; }
+  // Where a position's number is in (., T).
+  __device__ Index at(unsigned row, Index t) const { return Index(row) * T + t; }
 };
 
 // Call run(F{}) with the storage type of rows.
@@ -62,7 +63,7 @@ FWM_GPU_CALL void load_tile(float* tile, int ld, Rows rows, DType dtype, Head he
     const F* from = static_cast<const F*>(rows.data) + head.offset(rows) + begin;
     for_elements(span.count, ld, [&](int i, int c) {
       const Index t = span.time(i);
-      const bool there = c < width && (!mask || mask[head.n * span.T + t]);
+      const bool there = c < width && (!mask || mask[span.at(head.n, t)]);
       tile[i * ld + c] = there ? to_float(from[t * rows.t + c]) : 0.0f;
     });
   });
@@ -101,8 +102,8 @@ struct Scalars {
 FWM_GPU_CALL void load_scalars(Scalars to, const Causal& a, Head head, Span span) {
   const float* betas = static_cast<const float*>(a.beta.data) + (a.beta.data ? head.offset(a.beta) : 0);
   for_steps(span, [&](int i, Index t) {
-    const Index at = head.index * a.T + t;
-    const bool writes = !a.mask || a.mask[head.n * a.T + t];
+    const Index at = span.at(head.index, t);
+    const bool writes = !a.mask || a.mask[span.at(head.n, t)];
     const bool full = a.attn_norm == AttnNorm::full;
     const float kappa = full ? fabsf(static_cast<const float*>(a.kappa)[at]) : 1.0f;
     to.q_divisor[i] =
