@@ -75,9 +75,9 @@ void copy_async_wait_all();
 void run(const Launch& launch, dim3 grid, dim3 block, std::size_t shared,
          void (*body)(const void* parameters), const void* parameters, std::size_t parameter_bytes);
 
-template <class... Parameters, class... Arguments>
+template <class... Parameters>
 void launch(const Launch& launch, void (*kernel)(Parameters...), dim3 grid, dim3 block,
-            std::size_t shared, cudaStream_t, const Arguments&... arguments) {
+            std::size_t shared, cudaStream_t, std::decay_t<Parameters>... arguments) {
   struct Call {
     void (*kernel)(Parameters...);
     std::tuple<Parameters...> parameters;

@@ -5,4 +5,5 @@
 #include "control.cpp"
 #include "emulator.cpp"
 #include "fiber.cpp"
+#include "matrix.cpp"
 #include "shared_space.cpp"

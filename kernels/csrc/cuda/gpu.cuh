@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>
@@ -131,9 +132,9 @@ using emulator::copy_async_wait_all;
 
 #if defined(__CUDACC__)
 // Errors stay in cudaGetLastError(), as a launch's own do.
-template <class... Parameters, class... Arguments>
+template <class... Parameters>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared,
-            cudaStream_t stream, const Arguments&... arguments) {
+            cudaStream_t stream, std::decay_t<Parameters>... arguments) {
   constexpr std::size_t without_asking = 48 << 10;
   if (shared > without_asking) {
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
