@@ -52,6 +52,9 @@ struct Builtins {
 };
 extern Builtins builtins;  // of the thread that runs
 
+// Stops the launch with an error that names the thread.
+[[noreturn]] __attribute__((format(printf, 1, 2))) void fail(const char* format, ...);
+
 void sync_block(Site site);
 void sync_warp(unsigned mask, Site site);
 

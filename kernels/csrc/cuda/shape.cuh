@@ -16,8 +16,9 @@ struct Shape {
   static constexpr int kRows = Slice * Split;
   static constexpr int kThreads = Split == 32 ? 256 : 128;
   static constexpr int kColumns = kThreads / Split;
-  // Blocks per multiprocessor that registers leave room for: half of its threads, or a quarter.
-  static constexpr int kBlocks = (Slice <= 16 ? 1024 : 512) / kThreads;
+  // Blocks per multiprocessor that registers leave room for: half of its threads where slices are
+  // short.
+  static constexpr int kBlocks = (Slice <= 8 ? 1024 : Slice <= 16 ? 768 : 512) / kThreads;
   // Time steps that a pass over keys and queries prepares at a time: a constant, so that where its
   // tiles lie costs no registers.
   static constexpr int kSteps = kRows <= 64 ? 16 : kRows <= 1024 ? 2048 / kRows : 1;
@@ -30,8 +31,8 @@ constexpr int kMaxRows = 1024;
 template <class Run>
 void with_shape(Index rows, Run run) {
   if (rows <= 32) return run(Shape<8, 4>{});
-  if (rows <= 64) return run(Shape<16, 4>{});
-  if (rows <= 128) return run(Shape<16, 8>{});
+  if (rows <= 64) return run(Shape<8, 8>{});
+  if (rows <= 128) return run(Shape<8, 16>{});
   if (rows <= 256) return run(Shape<16, 16>{});
   if (rows <= 512) return run(Shape<16, 32>{});
   return run(Shape<32, 32>{});
