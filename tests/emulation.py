@@ -7,8 +7,8 @@ A *variant* is one way to compile the same source, for one kind of mistake:
     address  AddressSanitizer and UndefinedBehaviorSanitizer: bounds, misaligned vectors
     memory   bank conflicts and sectors per request, by line
 
-What was compiled is kept under ``build/emulator`` by a hash of everything it depends on, so that an
-unchanged source is compiled once, whichever test or process asks first.
+What was compiled is kept under ``build/emulator`` by a hash of everything it depends on, so that
+an unchanged source is compiled once, whichever test or process asks first.
 """
 
 import ctypes
@@ -33,7 +33,9 @@ KEEP_DAYS = 7
 # What a mutated copy consists of, and where #include "..." looks.
 TREES = ("kernels/csrc", "tests/emulator")
 COMMON = (
-    *("-std=c++17", "-g1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"),
+    *("-std=c++17", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"),
+    # addr2line 2.40 takes some lines of headers for lines of the source, if told by DWARF 5.
+    *("-g1", "-gdwarf-4"),
     # Two libraries in one process must not share the emulator's variables.
     "-fno-gnu-unique",
     *(f"-I{tree}" for tree in TREES),
@@ -51,33 +53,33 @@ class CompileError(RuntimeError):
 
 @dataclass(frozen=True)
 class Variant:
-    """How kernels and the emulator's runtime are compiled and linked.
+    """How kernels and the emulator are compiled and linked.
 
-    ``kernel`` are flags of the sources with kernels alone, ``runtime`` of the emulator and of host
-    code; ``observer`` is the source that receives what the kernels' instrumentation reports.
+    ``observer`` is the source that receives what the kernels' instrumentation reports.
     """
 
     kernel: tuple[str, ...]
-    runtime: tuple[str, ...]
+    emulator: tuple[str, ...]
     observer: tuple[str, ...] = ()
     link: tuple[str, ...] = ()
 
 
-# -fsanitize=thread only when compiling: it inserts calls, which the observer answers. At -O1 there is
-# one access per access of the source; -O2 would join some into vectors.
+# -fsanitize=thread when compiling alone: it inserts calls, which the observer answers. At -O1
+# there is one access per access of the source; -O2 would join some into vectors.
 TRACED = ("-O1", "-fsanitize=thread")
-STOP = "-fno-sanitize-recover=all"
+SANITIZERS = "-fsanitize=address,undefined"
 VARIANTS = {
-    "plain": Variant(("-O2",), ("-O2",)),
-    "race": Variant(TRACED, ("-O2",), ("tests/emulator/race.cpp",), ("-ldl",)),
+    "plain": Variant(("-O2",), ("-O3",)),
+    "race": Variant(TRACED, ("-O3",), ("tests/emulator/race.cpp",), ("-ldl",)),
     "address": Variant(
-        ("-O1", "-fsanitize=address,undefined", STOP),
+        ("-O1", SANITIZERS, "-fno-sanitize-recover=all"),
+        # No red zones in frames that are left by a switch of stacks and never return.
         ("-O1", "-fsanitize=address", "--param=asan-stack=0"),
-        (),
-        ("-fsanitize=address,undefined",),
+        link=(SANITIZERS,),
     ),
-    "memory": Variant(TRACED, ("-O2",), ("tests/emulator/memory.cpp",), ("-ldl",)),
+    "memory": Variant(TRACED, ("-O3",), ("tests/emulator/memory.cpp",), ("-ldl",)),
 }
+HOST = ("-O1",)
 
 
 @functools.cache
@@ -127,12 +129,11 @@ def build(
         CompileError: the compiler refused.
     """
     how = VARIANTS[variant]
-    observer = [_object(source, how.runtime, root) for source in how.observer]
+    runtime = ("tests/emulator/runtime.cpp", *how.observer)
     objects = [
-        _object("tests/emulator/runtime.cpp", how.runtime, root),
-        *observer,
+        *(_object(source, how.emulator, root) for source in runtime),
         *(_object(source, (*how.kernel, *flags), root) for source in sources),
-        *(_object(source, (*how.runtime, *host_flags), root) for source in host_sources),
+        *(_object(source, (*HOST, *host_flags), root) for source in host_sources),
     ]
     # -Bsymbolic: a library uses its own emulator, whatever else the process has loaded.
     kind = ["-pie"] if program else ["-shared", "-Wl,-Bsymbolic"]

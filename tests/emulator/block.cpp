@@ -211,10 +211,19 @@ void Block::gather(const char* name, unsigned mask, void* argument, Action actio
   }
   if (action) action(group.arguments, mask);
   // The last to arrive goes straight on.
-  for (unsigned others = mask & ~(1u << lane); others; others &= others - 1) {
-    const unsigned other = thread - lane + __builtin_ctz(others);
-    threads_[other].state = State::ready;
-    ready_.push(other);
+  release_lanes(mask & ~(1u << lane), thread - lane);
+}
+
+// A warp goes on before others do, which is twice as fast, as its stacks stay in the cache. In random
+// order warps take turns, and lanes go in any order.
+void Block::release_lanes(unsigned lanes, unsigned first_thread) {
+  const bool random = options.order == Order::random;
+  const unsigned rotation = random ? random_() % 32 : 0;
+  for (unsigned i = 0; i < 32; i++) {
+    const unsigned lane = options.order == Order::reverse ? i : (31 - i + rotation) % 32;
+    if (!(lanes >> lane & 1)) continue;
+    threads_[first_thread + lane].state = State::ready;
+    random ? ready_.push(first_thread + lane) : ready_.push_front(first_thread + lane);
   }
 }
 

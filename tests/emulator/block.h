@@ -52,6 +52,7 @@ class ReadyQueue {
   void reset(unsigned capacity);
   bool empty() const { return head_ == tail_; }
   void push(unsigned thread) { ring_[tail_++ & last_] = thread; }
+  void push_front(unsigned thread) { ring_[--head_ & last_] = thread; }
   unsigned pop() { return ring_[head_++ & last_]; }
 
  private:
@@ -84,6 +85,7 @@ class Block {
   void resume(unsigned thread, Fiber& from, bool last);
   void wait();
   void release_barrier();
+  void release_lanes(unsigned lanes, unsigned first_thread);
   Gathering& find(Warp& warp, const char* name, unsigned mask, Action action, Site site);
   void shuffle(std::vector<unsigned>& order);
   std::string deadlock() const;
