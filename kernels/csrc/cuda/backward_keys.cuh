@@ -32,21 +32,6 @@ struct KeysTiles {
            ValueTiles<Shape, Delta>::bytes(steps) + 2 * FeatureTile::bytes(f, steps, ld) +
            shared_bytes<float>(steps * ld) + shared_bytes<float>(ld);
   }
-
-  // From the rule's own gradient to that of k_t: through the divisors, and through every z from here
-  // on, whose gradient is dz.
-  __device__ void normalize(const Span& span, bool first_slab, int width) const {
-    for (int c = threadIdx.x; c < width; c += blockDim.x) {
-      float sum = dz[c];
-      for (int i = 0; i < span.count; i++) {
-        const int at = i * k.ld + c;
-        sum += divisors.denominator[i] * q.phi[at] * scalars.q_divisor[i];
-        dk[at] = dk[at] / scalars.k_divisor[i] + (first_slab ? sum : 0.0f);
-        sum += divisors.kappa[i] * k.phi[at] * scalars.k_divisor[i];
-      }
-      dz[c] = sum;
-    }
-  }
 };
 
 template <class Shape, bool Delta>
@@ -91,7 +76,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     });
     __syncthreads();
     if (norm) {
-      tile.normalize(span, slab.first, columns.width);
+      reverse_normalizer(tile.dz, tile.scalars, tile.divisors, span, slab.first, columns.width,
+                         tile.q.phi, tile.k.phi, ld, tile.dk, ld);
       __syncthreads();
     }
     store_gradients(tile.k, tile.dk, a.features, slab.dk, head, span, columns.begin, columns.width,

@@ -33,20 +33,6 @@ struct QueriesTiles {
            ValueTiles<Shape, Delta>::bytes(steps) + 2 * FeatureTile::bytes(f, steps, ld) +
            (Delta ? 2 : 1) * shared_bytes<float>(steps * ld) + shared_bytes<float>(ld);
   }
-
-  // From the rule's own gradients to those of q_t and k_t: through the divisors, to z_t and z_{t-1}.
-  __device__ void normalize(const Span& span, int width) const {
-    for (int c = threadIdx.x; c < width; c += blockDim.x) {
-      float now = z[c];
-      for (int i = 0; i < span.count; i++) {
-        const int at = i * k.ld + c;
-        if (Delta) dk[at] = dk[at] / scalars.k_divisor[i] + divisors.kappa[i] * now;
-        now += k.phi[at] * scalars.k_divisor[i];
-        dq[at] = dq[at] / scalars.q_divisor[i] + divisors.denominator[i] * now;
-      }
-      z[c] = now;
-    }
-  }
 };
 
 template <class Shape, bool Delta>
@@ -96,7 +82,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     });
     __syncthreads();
     if (norm) {
-      tile.normalize(span, columns.width);
+      ahead_normalizer(tile.z, tile.scalars, tile.divisors, span, columns.width, tile.k.phi, ld, tile.dq,
+                       tile.dk, ld);
       __syncthreads();
     }
     store_gradients(tile.q, tile.dq, a.features, slab.dq, head, span, columns.begin, columns.width);

@@ -134,6 +134,10 @@ void launch_backward_values(const Causal& a, const BackwardWorkspace& kept, cuda
     FWM_GPU_LAUNCH((backward_values_kernel<S, Delta>), grid, dim3(S::kThreads), ValuesTiles<S>::bytes(a.features), stream,
                    a, kept);
   });
+}
+
+template <bool Delta>
+void launch_backward_scalars(const Causal& a, const BackwardWorkspace& kept, cudaStream_t stream) {
   if (!Delta && a.attn_norm == AttnNorm::none) return;
   const Index rows = a.N * a.H * a.T;
   if (rows == 0) return;

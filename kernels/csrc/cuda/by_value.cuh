@@ -123,5 +123,42 @@ FWM_GPU_CALL void load_divisors(DivisorGradients to, const Causal& a, const Back
   });
 }
 
+// Attention normalisation, backward in time: from the rule's own gradient of k_t to that of k_t itself,
+// through its divisor and through every z from here on, whose gradient is dz. Rows of q and k are as
+// the rule sees them; each thread has columns of its own.
+template <class E>
+FWM_GPU_CALL void reverse_normalizer(float* dz, Scalars scalars, DivisorGradients divisors, Span span,
+                                     bool first_slab, int width, const E* q, const E* k, int ld,
+                                     float* dk, int ld_dk) {
+  for (int c = threadIdx.x; c < width; c += blockDim.x) {
+    float sum = dz[c];
+    for (int i = 0; i < span.count; i++) {
+      const float q_i = to_float(q[i * ld + c]) * scalars.q_divisor[i];
+      const float k_i = to_float(k[i * ld + c]) * scalars.k_divisor[i];
+      float* out = dk + i * ld_dk + c;
+      sum += divisors.denominator[i] * q_i;
+      *out = __fdividef(*out, scalars.k_divisor[i]) + (first_slab ? sum : 0.0f);
+      sum += divisors.kappa[i] * k_i;
+    }
+    dz[c] = sum;
+  }
+}
+
+// Forward in time: through the divisors of q_t and, where dk is given, of k_t, to z_t and z_{t-1}.
+template <class E>
+FWM_GPU_CALL void ahead_normalizer(float* z, Scalars scalars, DivisorGradients divisors, Span span,
+                                   int width, const E* k, int ld, float* dq, float* dk, int ld_d) {
+  for (int c = threadIdx.x; c < width; c += blockDim.x) {
+    float now = z[c];
+    for (int i = 0; i < span.count; i++) {
+      const int at = i * ld_d + c;
+      if (dk) dk[at] = __fdividef(dk[at], scalars.k_divisor[i]) + divisors.kappa[i] * now;
+      now += to_float(k[i * ld + c]) * scalars.k_divisor[i];
+      dq[at] = __fdividef(dq[at], scalars.q_divisor[i]) + divisors.denominator[i] * now;
+    }
+    z[c] = now;
+  }
+}
+
 }  // namespace gpu
 }  // namespace fwm
