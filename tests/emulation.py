@@ -120,7 +120,8 @@ def build(
         program: Link a program (one source has ``main``) and no shared library.
         host_sources: Files without kernels, which are not instrumented, such as a torch binding.
         flags: Further flags of ``sources``.
-        host_flags: Further flags of ``host_sources``.
+        host_flags: Further flags of ``host_sources``. Headers outside the project are not looked
+            at: name a library's version by a define.
         link: Further arguments of the linker, libraries for instance.
         root: The project's folder, or a copy of :data:`TREES`.
 
@@ -139,7 +140,11 @@ def build(
     kind = ["-pie"] if program else ["-shared", "-Wl,-Bsymbolic"]
     arguments = [*kind, *map(str, objects), *how.link, *link]
     name = Path(sources[0]).stem + ("" if program else ".so")
-    return _kept(name, "\n".join(arguments), lambda out: _compile([*arguments, "-o", out], root))
+    return kept(
+        name,
+        "\n".join([compiler(), *arguments]),
+        lambda out: _compile([*arguments, "-o", out], root),
+    )
 
 
 def mutated(
@@ -175,15 +180,15 @@ def mutated(
 def _object(source: str, flags: Sequence[str], root: Path) -> Path:
     """Compile one file."""
     arguments = [*COMMON, *flags, "-x", "c++", "-c", source]
-    contents = [f"{path}\n{text}" for path, text in sorted(_closure(source, root).items())]
-    return _kept(
+    contents = [f"{path}\n{text}" for path, text in sorted(closure(source, root).items())]
+    return kept(
         f"{Path(source).stem}.o",
-        "\n".join([*arguments, *contents]),
+        "\n".join([compiler(), *arguments, *contents]),
         lambda out: _compile([*arguments, "-o", out], root),
     )
 
 
-def _closure(source: str, root: Path) -> dict[str, str]:
+def closure(source: str, root: Path = ROOT) -> dict[str, str]:
     """Return a file and the project's files that it includes, with their contents.
 
     Every candidate for an ``#include "..."`` counts: that can only compile once too often.
@@ -202,9 +207,15 @@ def _closure(source: str, root: Path) -> dict[str, str]:
     return texts
 
 
-def _kept(name: str, depends_on: str, make: Callable[[str], None]) -> Path:
-    """Return the file kept for ``depends_on``; let ``make(path)`` make it if there is none."""
-    key = hashlib.sha256(f"{compiler()}\n{depends_on}".encode()).hexdigest()[:20]
+def kept(name: str, depends_on: str, make: Callable[[str], None]) -> Path:
+    """Return the file that is kept for what it depends on; let ``make`` make it if there is none.
+
+    Args:
+        name: The file's name.
+        depends_on: Everything that another file would be made from: commands, sources, versions.
+        make: Writes the file to the path that it is given.
+    """
+    key = hashlib.sha256(f"{name}\n{depends_on}".encode()).hexdigest()[:20]
     file = KEPT / key / name
     if not file.exists():
         KEPT.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import emulation
@@ -35,7 +36,7 @@ def load(path: Path) -> emulation.Emulator:
 
 def built(variant: str, **options) -> Path:
     try:
-        return emulation.build(SOURCES, variant, **options)
+        return emulation.build(SOURCES, variant, flags=["-O1", "-Werror"], **options)
     except emulation.Unavailable as reason:
         pytest.skip(str(reason))
 
@@ -355,13 +356,8 @@ def test_shared_memory_is_nan_at_first(plain):
 def test_launches_from_several_threads(plain):
     outs = [torch.zeros(4096) for _ in range(4)]
     given = torch.rand(4096)
-    workers = [
-        threading.Thread(target=result, args=(plain, "reverse", given, out, 4096)) for out in outs
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda out: result(plain, "reverse", given, out, 4096), outs))
     for out in outs:
         assert torch.equal(out, given.view(-1, 64).flip(1).flatten())
 
@@ -605,14 +601,32 @@ def test_what_is_compiled_is_kept():
     assert path.stat().st_mtime_ns == before
 
 
-def test_a_compiler_error_is_shown():
-    with pytest.raises(emulation.CompileError, match="no_such_thing"):
-        emulation.mutated(SOURCES, FAULTS, "throw std::runtime_error(", "no_such_thing(")
+def test_who_comes_later_waits_for_the_first(monkeypatch, tmp_path):
+    monkeypatch.setattr(emulation, "KEPT", tmp_path / "kept")
+    made = []
+
+    def make(path: str) -> None:
+        made.append(path)
+        time.sleep(0.1)
+        if len(made) == 1:
+            raise emulation.CompileError("the first try fails")
+        Path(path).write_text("done")
+
+    with pytest.raises(emulation.CompileError):
+        emulation.kept("x.so", "source", make)
+    with ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(lambda _: emulation.kept("x.so", "source", make), range(4)))
+    assert len(made) == 2
+    assert [path.read_text() for path in paths] == ["done"] * 4
+    assert emulation.kept("x.so", "other source", make) != paths[0]
 
 
-def test_static_shared_memory_is_refused():
+def test_static_shared_memory_is_a_compiler_error():
+    built("plain")
+    sources = ["tests/emulator/kernels.cu"]
+    declaration = "SharedMemory shared;\n  float4* row"
     with pytest.raises(emulation.CompileError, match="shared arrays come from"):
-        emulation.mutated(SOURCES, FAULTS, "float numbers[4];", "__shared__ float numbers[4];")
+        emulation.mutated(sources, KERNELS, declaration, f"__shared__ float x;\n{declaration}")
 
 
 def test_without_a_compiler(monkeypatch):
@@ -637,11 +651,16 @@ def test_nvcc_compiles_the_same_source(nvcc, root, tmp_path):
     archs = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in (80, 90)]
     strict = ["-Xcompiler", "-Wall,-Wextra", "-Werror", "all-warnings"]
     source = ["-std=c++17", "-Ikernels/csrc", "tests/emulator/kernels.cu"]
-    compile_all = [nvcc, *archs, *strict, *source, "-c", "-o", tmp_path / "kernels.o"]
-    subprocess.run(compile_all, cwd=root, check=True)
-    ptx = tmp_path / "kernels.ptx"
-    subprocess.run([nvcc, "-arch=compute_80", *source, "-ptx", "-o", ptx], cwd=root, check=True)
-    code = ptx.read_text()
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    compile_all = [nvcc, *archs, *strict, *source, "-c", "-o", str(tmp_path / "kernels.o")]
+    to_ptx = [nvcc, "-arch=compute_80", *source, "-ptx", "-o"]
+
+    def make(ptx: str) -> None:
+        subprocess.run(compile_all, cwd=root, check=True)
+        subprocess.run([*to_ptx, ptx], cwd=root, check=True)
+
+    depends_on = version, compile_all[:-1], to_ptx, sorted(emulation.closure(source[-1]).items())
+    code = emulation.kept("kernels.ptx", repr(depends_on), make).read_text()
     for name in (
         "wmma.mma.sync.aligned.row.col.m16n16k16.f32.bf16.bf16.f32",
         "wmma.mma.sync.aligned.row.col.m16n16k16.f32.f32",

@@ -14,8 +14,6 @@
 namespace fwm {
 namespace emulator {
 
-enum class State : std::uint8_t { ready, at_block_barrier, at_warp, returned };
-
 struct AsyncCopy {
   void* shared;
   const void* source;
@@ -28,7 +26,6 @@ struct AsyncCopy {
 struct alignas(64) Thread {
   Fiber fiber;
   uint3 index;
-  State state = State::ready;
 };
 
 // Lanes that have come to a warp-wide operation and wait for the rest of the mask.
@@ -41,8 +38,8 @@ struct Gathering {
 };
 
 struct Warp {
-  unsigned live = 0;      // lanes that exist and have not returned
-  unsigned open = 0;      // lanes that have opened a gathering that is not complete
+  unsigned live = 0;        // lanes that exist and have not returned
+  unsigned open = 0;        // lanes that have opened a gathering that is not complete
   Gathering gathering[32];  // by the lane that opened it
 };
 
@@ -111,7 +108,7 @@ extern Block block;
 
 // Throws Error: the text, printf-like, and which thread of which block of which kernel.
 [[noreturn]] __attribute__((format(printf, 1, 2))) void fail(const char* format, ...);
-// "NAME FILE:LINE", the file without its folder.
+// FILE:LINE, the file without its folder.
 std::string place(Site site);
 
 }  // namespace emulator

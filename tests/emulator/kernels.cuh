@@ -204,8 +204,8 @@ __device__ void round_elements(Fragment& fragment, float) {
   }
 }
 
-// out = 2 (in_A in_B + out) for one tile of 16 x 16; A and B are 16 x depth and depth x 16, one after
-// the other, each by rows or by columns; out is read by columns and written by rows.
+// out = 2 (in_A in_B + out) for one tile of 16 x 16; A and B are 16 x depth and depth x 16, one
+// after the other, each by rows or by columns; out is read by columns and written by rows.
 template <class T, class LayoutA, class LayoutB, int padding>
 __global__ void product(const T* in, float* out) {
   using Number = typename Operands<T>::type;
