@@ -48,6 +48,8 @@ extern "C" {
 const char* fwm_emulator_set(const char* name, const char* value);
 // Options as they were at first, no counts, no findings.
 void fwm_emulator_reset(void);
+// What a GPU would say of itself.
+std::size_t fwm_emulator_shared_limit(void);
 
 // The barriers that ran, one a line: "__syncthreads FILE:LINE COUNT"; "skipped" before those that
 // were to be ignored. Valid until the next call, like the report.

@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
                          tile.q.phi, tile.k.phi, ld, tile.dk, ld);
       __syncthreads();
     }
-    store_gradients(tile.k, tile.dk, a.features, slab.dk, head, span, columns.begin, columns.width,
+    store_gradients(tile.k.raw, tile.dk, ld, a.features, slab.dk, head, span, columns.begin, columns.width,
                     a.mask);
     __syncthreads();
   }

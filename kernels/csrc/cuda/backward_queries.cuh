@@ -86,9 +86,9 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
                        tile.dk, ld);
       __syncthreads();
     }
-    store_gradients(tile.q, tile.dq, a.features, slab.dq, head, span, columns.begin, columns.width);
+    store_gradients(tile.q.raw, tile.dq, ld, a.features, slab.dq, head, span, columns.begin, columns.width);
     if (Delta) {
-      store_gradients(tile.k, tile.dk, a.features, slab.dk, head, span, columns.begin, columns.width,
+      store_gradients(tile.k.raw, tile.dk, ld, a.features, slab.dk, head, span, columns.begin, columns.width,
                       a.mask);
     }
     __syncthreads();

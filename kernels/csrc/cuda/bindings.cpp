@@ -11,6 +11,7 @@
 extern "C" std::size_t fwm_emulator_shared_limit(void);
 #else
 #include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #endif
@@ -32,7 +33,10 @@ class Launching {
   explicit Launching(const Tensor& x) : guard_(x.device()) {}
   void* stream() const { return c10::cuda::getCurrentCUDAStream().stream(); }
   std::size_t shared_limit() const {
-    return at::cuda::getCurrentDeviceProperties()->sharedMemPerBlockOptin;
+    int bytes = 0;
+    const int device = c10::cuda::current_device();
+    C10_CUDA_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    return std::size_t(bytes);
   }
   void check() const { C10_CUDA_KERNEL_LAUNCH_CHECK(); }
 

@@ -132,7 +132,8 @@ FWM_GPU_CALL void reverse_normalizer(float* dz, Scalars scalars, DivisorGradient
                                      float* dk, int ld_dk) {
   for (int c = threadIdx.x; c < width; c += blockDim.x) {
     float sum = dz[c];
-    for (int i = 0; i < span.count; i++) {
+    for (int step = 0; step < span.count; step++) {
+      const int i = span.reversed ? step : span.count - 1 - step;
       const float q_i = to_float(q[i * ld + c]) * scalars.q_divisor[i];
       const float k_i = to_float(k[i * ld + c]) * scalars.k_divisor[i];
       float* out = dk + i * ld_dk + c;

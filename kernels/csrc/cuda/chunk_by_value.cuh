@@ -57,13 +57,6 @@ struct ChunkByValueTiles {
     if (a.beta.data) load_square(erased, matrices.erased + matrix, C);
     load_features(q, k, a, C, head, span, begin, width);
   }
-
-  // d_phi of rows that are `raw` before their map.
-  __device__ static FeatureTile mapped_rows(const ChunkFeatures<E>& rows, const Matrix<float>& d_phi) {
-    FeatureTile tile;
-    tile.raw = rows.raw, tile.ld = d_phi.ld;
-    return tile;
-  }
 };
 
 template <class E>
@@ -105,7 +98,7 @@ __global__ void __launch_bounds__(kChunkThreads)
                          tile.q.phi.data, tile.k.phi.data, tile.k.phi.ld, tile.dk.data, tile.dk.ld);
       __syncthreads();
     }
-    store_gradients(tile.mapped_rows(tile.k, tile.dk), tile.dk.data, a.features, slab.dk, head, span,
+    store_gradients(tile.k.raw, tile.dk.data, tile.dk.ld, a.features, slab.dk, head, span,
                     begin, width, a.mask);
     __syncthreads();
   }
@@ -158,10 +151,10 @@ __global__ void __launch_bounds__(kChunkThreads)
                        tile.k.phi.ld, tile.dq.data, delta ? tile.dk.data : nullptr, tile.dq.ld);
       __syncthreads();
     }
-    store_gradients(tile.mapped_rows(tile.q, tile.dq), tile.dq.data, a.features, slab.dq, head, span,
+    store_gradients(tile.q.raw, tile.dq.data, tile.dq.ld, a.features, slab.dq, head, span,
                     begin, width);
     if (delta) {
-      store_gradients(tile.mapped_rows(tile.k, tile.dk), tile.dk.data, a.features, slab.dk, head, span,
+      store_gradients(tile.k.raw, tile.dk.data, tile.dk.ld, a.features, slab.dk, head, span,
                       begin, width, a.mask);
     }
     __syncthreads();

@@ -155,21 +155,21 @@ struct Sink {
 };
 
 // Gradients of the features of a block of time steps to the raw rows; masked rows get zeros.
-FWM_GPU_CALL void store_gradients(FeatureTile rows, float* d_phi, const Features& f, const Sink& sink,
-                                  Head head, Span span, int begin, int width,
+FWM_GPU_CALL void store_gradients(const float* raw, float* d_phi, int ld, const Features& f,
+                                  const Sink& sink, Head head, Span span, int begin, int width,
                                   const bool* mask = nullptr) {
   const auto writes = [&](Index t) { return !mask || mask[span.at(head.n, t)]; };
   const int d = int(f.d);
   if (!is_mapped(f)) {
     for_elements(span.count, width, [&](int i, int c) {
       const Index t = span.time(i);
-      sink.store(head, span, t, d, begin + c, writes(t) ? d_phi[i * rows.ld + c] : 0.0f);
+      sink.store(head, span, t, d, begin + c, writes(t) ? d_phi[i * ld + c] : 0.0f);
     });
     return;
   }
   for (int i = threadIdx.x / 32; i < span.count; i += blockDim.x / 32) {
     const Index t = span.time(i);
-    map_backward(f, rows.raw + i * d, d_phi + i * rows.ld, [&](int c, float dx) {
+    map_backward(f, raw + i * d, d_phi + i * ld, [&](int c, float dx) {
       sink.store(head, span, t, d, c, writes(t) ? dx : 0.0f);
     });
   }
