@@ -46,7 +46,7 @@ __device__ __forceinline__ void load_operand(const Matrix<To>& tile, int C, cons
       float x = 0.0f;
       if (i < span.count) {
         const Index t = span.time(i);
-        if (!mask || mask[span.at(head.n, t)]) x = to_float(from[t * rows.t + c]) * factor(i, t);
+        if (!mask || mask[t]) x = to_float(from[t * rows.t + c]) * factor(i, t);
       }
       tile.at(i, c) = from_float<To>(x);
     });
@@ -70,20 +70,19 @@ __device__ __forceinline__ void store_square(E* to, const Matrix<E>& from, int C
 }
 
 // beta_t kappa_t of the rule's own operands.
-__device__ __forceinline__ float write_strength(const Causal& a, const Head& head, const Span& span,
-                                                Index t) {
-  if (a.mask && !a.mask[span.at(head.n, t)]) return 0.0f;
+__device__ __forceinline__ float write_strength(const Causal& a, const Head& head, Index t) {
+  const bool* mask = mask_of(a, head);
+  if (mask && !mask[t]) return 0.0f;
   const float beta = static_cast<const float*>(a.beta.data)[head.offset(a.beta) + t * a.beta.t];
   if (a.attn_norm != AttnNorm::full) return beta;
-  return beta * fabsf(static_cast<const float*>(a.kappa)[span.at(head.index, t)]);
+  return beta * fabsf(scalars_of(a.kappa, a, head)[t]);
 }
 
 // What attention normalisation divides row t of queries or keys by.
-__device__ __forceinline__ float divisor_of(const Causal& a, bool keys, const Head& head, const Span& span,
+__device__ __forceinline__ float divisor_of(const Causal& a, bool keys, const Head& head,
                                             Index t) {
   if (keys ? a.attn_norm != AttnNorm::full : a.attn_norm == AttnNorm::none) return 1.0f;
-  const void* divisors = keys ? a.kappa : a.denominator;
-  return fabsf(static_cast<const float*>(divisors)[span.at(head.index, t)]);
+  return fabsf(scalars_of(keys ? a.kappa : a.denominator, a, head)[t]);
 }
 
 // Queries or keys of a chunk as the rule sees them, as an operand; raw rows beside it where they are
@@ -107,13 +106,13 @@ struct ChunkFeatures {
   __device__ void load(const Causal& a, bool keys, int C, const Head& head, const Span& span, int begin,
                        int width) const {
     const Rows& rows = keys ? a.k : a.q;
-    const bool* mask = keys ? a.mask : nullptr;
+    const bool* mask = keys ? mask_of(a, head) : nullptr;
     if (is_mapped(a.features)) {
       const Matrix<float> to{raw, int(a.features.d)};
       load_operand(to, C, rows, a.dtype, head, span, 0, int(a.features.d), mask);
     } else {
       load_operand(phi, C, rows, a.dtype, head, span, begin, width, mask, [&](int, Index t) {
-        return 1.0f / divisor_of(a, keys, head, span, t);
+        return 1.0f / divisor_of(a, keys, head, t);
       });
     }
   }
@@ -121,6 +120,7 @@ struct ChunkFeatures {
   // After a barrier, where rows are mapped: one warp per row.
   __device__ void map(const Causal& a, bool keys, int C, const Head& head, const Span& span) const {
     const Features& f = a.features;
+    const bool* mask = keys ? mask_of(a, head) : nullptr;
     for (int i = threadIdx.x / 32; i < C; i += blockDim.x / 32) {
       const float* x = raw + i * int(f.d);
       float factor = 0.0f, sum = 0.0f;
@@ -130,8 +130,7 @@ struct ChunkFeatures {
       }
       if (i < span.count) {
         const Index t = span.time(i);
-        const bool writes = !keys || !a.mask || a.mask[span.at(head.n, t)];
-        if (writes) factor = 1.0f / divisor_of(a, keys, head, span, t);
+        if (!mask || mask[t]) factor = 1.0f / divisor_of(a, keys, head, t);
       }
       if (f.sum_norm) factor /= sum;
       E* row = phi.row(i);

@@ -20,7 +20,6 @@ struct ChunkByValueTiles {
   Matrix<float> dq, dk;
   Matrix<E> writes, erased;
   Scalars scalars;
-  DivisorGradients divisors;
   float* z;
 
   static std::size_t bytes(const Causal& a, bool keys, const Chunks& chunks) {
@@ -29,11 +28,11 @@ struct ChunkByValueTiles {
     return 2 * ChunkFeatures<E>::bytes(a.features, C, columns) + ChunkValues<E>::bytes(delta, C, rows) +
            Summed<E>::bytes(rows, columns) +
            (delta && !keys ? 2 : 1) * Matrix<float>::bytes(C, columns) +
-           (delta ? 2 : 1) * Matrix<E>::bytes(C, C) + Scalars::bytes(C) + DivisorGradients::bytes(C) +
+           (delta ? 2 : 1) * Matrix<E>::bytes(C, C) + Scalars::bytes(C) +
            shared_bytes<float>(columns);
   }
   __device__ ChunkByValueTiles(SharedMemory& shared, const Causal& a, bool keys, const Chunks& chunks)
-      : scalars(shared, chunks.C), divisors(shared, chunks.C) {
+      : scalars(shared, chunks.C) {
     const int C = chunks.C, columns = chunks.columns, rows = chunks.rows;
     const bool delta = a.beta.data != nullptr;
     z = shared.take<float>(columns);
@@ -51,7 +50,7 @@ struct ChunkByValueTiles {
                        const ChunkMatrices<E>& matrices, Index matrix, int C, const Head& head,
                        const Span& span, int begin, int width) const {
     load_scalars(scalars, a, head, span);
-    load_divisors(divisors, a, kept, slab.first, head, span);
+    load_divisor_gradients(scalars, a, kept, slab.first, head, span);
     values.load(a, kept, C, head, span, slab.begin, slab.count);
     load_square(writes, matrices.writes + matrix, C);
     if (a.beta.data) load_square(erased, matrices.erased + matrix, C);
@@ -94,12 +93,12 @@ __global__ void __launch_bounds__(kChunkThreads)
     __syncthreads();
     tile.S.round(rows, width);
     if (norm) {
-      reverse_normalizer(tile.z, tile.scalars, tile.divisors, span, slab.first, width,
+      reverse_normalizer(tile.z, tile.scalars, span, slab.first, width,
                          tile.q.phi.data, tile.k.phi.data, tile.k.phi.ld, tile.dk.data, tile.dk.ld);
       __syncthreads();
     }
-    store_gradients(tile.k.raw, tile.dk.data, tile.dk.ld, a.features, slab.dk, head, span,
-                    begin, width, a.mask);
+    store_gradients(a, slab.dk, true, tile.k.raw, tile.dk.data, tile.dk.ld, span,
+                    begin, width);
     __syncthreads();
   }
   float* d_normalizer = static_cast<float*>(a.d_normalizer);
@@ -147,15 +146,15 @@ __global__ void __launch_bounds__(kChunkThreads)
     __syncthreads();
     tile.S.round(rows, width);
     if (norm) {
-      ahead_normalizer(tile.z, tile.scalars, tile.divisors, span, width, tile.k.phi.data,
+      ahead_normalizer(tile.z, tile.scalars, span, width, tile.k.phi.data,
                        tile.k.phi.ld, tile.dq.data, delta ? tile.dk.data : nullptr, tile.dq.ld);
       __syncthreads();
     }
-    store_gradients(tile.q.raw, tile.dq.data, tile.dq.ld, a.features, slab.dq, head, span,
+    store_gradients(a, slab.dq, false, tile.q.raw, tile.dq.data, tile.dq.ld, span,
                     begin, width);
     if (delta) {
-      store_gradients(tile.k.raw, tile.dk.data, tile.dk.ld, a.features, slab.dk, head, span,
-                      begin, width, a.mask);
+      store_gradients(a, slab.dk, true, tile.k.raw, tile.dk.data, tile.dk.ld, span,
+                    begin, width);
     }
     __syncthreads();
   }

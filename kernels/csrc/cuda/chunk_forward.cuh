@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kChunkThreads)
   for (int chunk = 0; chunk < chunks.count; chunk++) {
     const Span span = chunks.span(a.T, chunk);
     const Index matrix = chunks.matrix(head, chunk);
-    load_operand(tile.v, C, a.v, a.dtype, head, span, begin, width, a.mask);
+    load_operand(tile.v, C, a.v, a.dtype, head, span, begin, width, mask_of(a, head));
     load_square(tile.reads, matrices.reads + matrix, C);
     if (delta) load_square(tile.inverse, matrices.inverse + matrix, C);
     load_features(tile.q, tile.k, a, C, head, span, 0, K);
@@ -75,8 +75,8 @@ __global__ void __launch_bounds__(kChunkThreads)
       if (delta && i < span.count) {
         const Index t = span.time(i);
         const float r = tile.x.at(i, c);
-        if (residual) residual[span.at(head.index, t) * V + begin + c] = r;
-        u = write_strength(a, head, span, t) * r;
+        if (residual) residual[(head.index * a.T + t) * V + begin + c] = r;
+        u = write_strength(a, head, t) * r;
       }
       tile.u.at(i, c) = from_float<E>(u);
     });

@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kChunkThreads, 2)
   const Index matrix = chunks.matrix(head, blockIdx.y);
   const bool delta = out.inverse != nullptr;
   for (int i = threadIdx.x; delta && i < C; i += blockDim.x) {
-    tile.beta[i] = i < span.count ? write_strength(a, head, span, span.time(i)) : 0.0f;
+    tile.beta[i] = i < span.count ? write_strength(a, head, span.time(i)) : 0.0f;
   }
   load_features(tile.q, tile.k, a, C, head, span, 0, K);
   for_tiles<E>(tile.reads, C, C, false, [&](Sum<E>& sum, int m, int n) {
@@ -93,10 +93,10 @@ struct ChunkValues {
                        const Span& span, int begin, int rows) const {
     load_operand(dy, C, a.dy, a.dtype, head, span, begin, rows);
     if (!kept.u) {
-      load_operand(written, C, a.v, a.dtype, head, span, begin, rows, a.mask);
+      load_operand(written, C, a.v, a.dtype, head, span, begin, rows, mask_of(a, head));
       return;
     }
-    const auto strength = [&](int, Index t) { return write_strength(a, head, span, t); };
+    const auto strength = [&](int, Index t) { return write_strength(a, head, t); };
     load_operand(written, C, dense_rows(a.residual, a.H, a.T, a.V), DType::f32, head, span, begin, rows,
                  nullptr, strength);
     load_operand(erased, C, dense_rows(kept.u, a.H, a.T, a.V), DType::f32, head, span, begin, rows,

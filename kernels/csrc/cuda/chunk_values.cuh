@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kChunkThreads)
     __syncthreads();
     if (delta) {
       for_elements(C, width, [&](int i, int c) {
-        const float beta = i < span.count ? write_strength(a, head, span, span.time(i)) : 0.0f;
+        const float beta = i < span.count ? write_strength(a, head, span.time(i)) : 0.0f;
         tile.x.at(i, c) = from_float<E>(beta * tile.z.at(i, c));
       });
       __syncthreads();

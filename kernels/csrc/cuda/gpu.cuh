@@ -25,7 +25,8 @@ constexpr int kWarpSize = 32;
 // A function that is called, not inlined; a kernel's parameter that others may take by reference
 // without a copy per thread; and what must hold unless a caller is wrong: a GPU stops with an error.
 #if defined(__CUDACC__)
-#define FWM_GPU_CALL static __device__ __forceinline__
+#define FWM_GPU_CALL static __device__ __noinline__
+#define FWM_GPU_INLINE static __device__ __forceinline__
 #define FWM_GPU_PARAMETER const __grid_constant__
 #define FWM_GPU_CHECK(condition) \
   do {                           \
@@ -33,6 +34,7 @@ constexpr int kWarpSize = 32;
   } while (0)
 #else
 #define FWM_GPU_CALL static inline
+#define FWM_GPU_INLINE static inline
 #define FWM_GPU_PARAMETER const
 #define FWM_GPU_CHECK(condition)                                      \
   do {                                                                \
