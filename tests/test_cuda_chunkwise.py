@@ -68,12 +68,20 @@ def test_long_sequences(rule, dtype):
     check(Problem(rule, 1, 1, 512, 64, 32, state=True), dtype)
 
 
+def dtypes(attn_norm):
+    return [x for x in TOLERANCE if x != torch.float16 or attn_norm == "none"]
+
+
 @pytest.mark.parametrize("state", [False, True])
 @pytest.mark.parametrize("spec", FEATURES, ids=str)
 @pytest.mark.parametrize("rule,attn_norm", NORMS)
 def test_every_option(rule, attn_norm, spec, state):
-    for dtype in TOLERANCE:
+    # From z = 0 on, z.q can be as small as eps: then rounding q is felt many times over.
+    state = state or attn_norm != "none"
+    for dtype in dtypes(attn_norm):
         problem = Problem(rule, 2, 2, 70, 16, 32, spec, attn_norm, state, not state)
+        check(problem, dtype)
+        problem = Problem(rule, 2, 2, 33, 32, 16, spec, attn_norm, state, state)
         check(problem, dtype)
 
 
@@ -92,6 +100,8 @@ def test_every_option(rule, attn_norm, spec, state):
 )
 def test_any_problem_in_any_layout(rule_norm, t, d, v, spec, state, mask, layout, padding, dtype):
     torch.manual_seed(t * 1000 + d)
+    dtype = dtype if dtype in dtypes(rule_norm[1]) else torch.bfloat16
+    state = state or rule_norm[1] != "none"
     problem = Problem(rule_norm[0], 2, 2, t, d, v, spec, rule_norm[1], state, mask)
     check(problem, dtype, strided(problem, layout, padding))
 
@@ -103,7 +113,8 @@ def test_less_shared_memory(controls, dtype, limit):
     """Shorter chunks, fewer columns and more passes over the values give the same."""
     controls.set(shared_limit=limit)
     spec = FeatureSpec("dpfp", 2, True)
-    check(Problem("delta", 1, 1, 70, 32, 64, spec, "output", True), dtype)
+    attn_norm = "output" if dtype in dtypes("output") else "none"
+    check(Problem("delta", 1, 1, 70, 32, 64, spec, attn_norm, True), dtype)
     assert ran_chunkwise(controls)
 
 
@@ -111,6 +122,8 @@ def test_less_shared_memory(controls, dtype, limit):
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("rule,attn_norm", NORMS)
 def test_threads_in_any_order_give_equal_bits(controls, rule, attn_norm, dtype):
+    if dtype not in dtypes(attn_norm):
+        attn_norm = "none"
     spec = FeatureSpec("dpfp", 1, True)
     problem = Problem(rule, 1, 2, 70, 16, 48, spec, attn_norm, True, True)
     wanted = rounded(problem, dtype).run(dtype, IMPL)
@@ -168,8 +181,13 @@ def test_the_form_is_chosen_by_shape_and_permission(controls, monkeypatch):
 
 
 def test_what_cannot_be_done_chunkwise_is_refused(monkeypatch):
-    with pytest.raises(ValueError, match="multiples of 16 .*found K = 20 and V = 16: unset it"):
+    with pytest.raises(
+        ValueError, match="multiples of 16 .*found K = 20, V = 16, Float: unset it"
+    ):
         Problem("sum", 1, 1, 5, 20, 16).run(torch.float32, IMPL)
+    with pytest.raises(ValueError, match="float32 for attention normalisation; .* Half: unset it"):
+        spec = FeatureSpec("elu")
+        Problem("sum", 1, 1, 5, 16, 16, spec, "output").run(torch.float16, IMPL)
     torch.backends.cuda.matmul.allow_tf32 = False
     with pytest.raises(ValueError, match="would round float32 tensors to tf32: allow it with"):
         Problem("sum", 1, 1, 5, 16, 16).run(torch.float32, IMPL)
