@@ -2,8 +2,10 @@
 // see test_cuda_instrumented.py. What is written is not compared; tensors are poisoned with NaN first.
 //
 //     cuda_problems FORM PROBLEMS [FIRST [SKIP]]
+//     cuda_problems FORM KxVxTYPE
 //
-// FORM is general or chunkwise. Prints the barriers that ran, or, with a barrier to SKIP or findings,
+// FORM is general or chunkwise; the second line runs two problems of usual sizes, TYPE being 0 (fp32),
+// 2 (bf16) or 3 (fp16). Prints the barriers that ran, or, with a barrier to SKIP or findings,
 // what was found; exits with 1 if an output is not finite and 3 if there are findings or errors.
 #include <cmath>
 #include <cstdio>
@@ -86,8 +88,7 @@ Causal random_sizes(bool delta, bool chunkwise) {
   return a;
 }
 
-bool run_problem(bool delta, bool chunkwise) {
-  Causal a = random_sizes(delta, chunkwise);
+bool run_problem(Causal a, bool delta, bool chunkwise) {
   const Index NH = a.N * a.H, T = a.T, V = a.V, K = a.features.K, d = a.features.d;
   const DType dtype = a.dtype, f32 = DType::f32;
   const bool norm = a.attn_norm != AttnNorm::none, states = norm || draw(0, 1);
@@ -143,8 +144,25 @@ bool run_problem(bool delta, bool chunkwise) {
 
 }  // namespace
 
+// Sum and delta with K = d and V as given, after which an observer says how memory was used.
+int run_sizes(const char* sizes, bool chunkwise) {
+  int K = 0, V = 0, type = 0;
+  if (std::sscanf(sizes, "%dx%dx%d", &K, &V, &type) != 3) return 2;
+  generator.seed(1);
+  for (int delta = 0; delta < 2; delta++) {
+    Causal a;
+    a.N = 1, a.H = 2, a.T = 64, a.V = V;
+    a.features.d = a.features.K = K;
+    a.dtype = static_cast<DType>(type);
+    if (!run_problem(a, delta, chunkwise)) return 1;
+  }
+  std::printf("%s", fwm_emulator_report());
+  return 0;
+}
+
 int main(int count, char** arguments) {
   const bool chunkwise = count > 1 && std::strcmp(arguments[1], "chunkwise") == 0;
+  if (count > 2 && std::strchr(arguments[2], 'x')) return run_sizes(arguments[2], chunkwise);
   const int problems = count > 2 ? std::atoi(arguments[2]) : 20;
   const int first = count > 3 ? std::atoi(arguments[3]) : 0;
   const bool skips = count > 4;
@@ -153,7 +171,7 @@ int main(int count, char** arguments) {
     generator.seed(i);
     bool finite = false;
     try {
-      finite = run_problem(i % 2, chunkwise);
+      finite = run_problem(random_sizes(i % 2, chunkwise), i % 2, chunkwise);
     } catch (const std::exception& error) {
       std::printf("problem %d: %s\n", i, error.what());
       return 3;

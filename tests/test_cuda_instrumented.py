@@ -101,3 +101,24 @@ def test_a_wrong_mask_is_found(run):
     mutation = (CUDA + "forward.cuh", right, right.replace("head)", "Head(a.H, 0))"))
     done = run("-c", script % mutation, status=1)
     assert "AssertionError: error" in done.stderr
+
+
+# Read and written once per sequence, not per time step: states, whose rows lie far apart.
+ONCE = {"shape.cuh", "chunk.cuh"}
+
+
+@pytest.mark.parametrize(
+    "form,size",
+    [("general", "64x64x0"), ("general", "128x128x2"), ("general", "384x64x0")]
+    + [("chunkwise", "64x64x2"), ("chunkwise", "128x128x0"), ("chunkwise", "256x64x3")],
+)
+def test_memory_is_used_well(form, size):
+    """No bank conflict above two-way; as few sectors as the numbers asked for allow."""
+    done = subprocess.run([program("memory"), form, size], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [emulation.parse_line(text) for text in done.stdout.splitlines()]
+    shared = [line for line in lines if line.space == "shared"]
+    everywhere = [x for x in lines if x.space == "global" and x.file not in ONCE]
+    assert len(shared) > 10 and len(everywhere) > 5
+    assert not [line for line in shared if line.cost > 2]
+    assert not [x for x in everywhere if x.cost > x.lanes * x.bytes / 32 + 1]
