@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <random>
 #include <string>
 #include <vector>
@@ -30,14 +31,32 @@ Index draw(Index low, Index high) {
 }
 constexpr float kUnwritten = std::numeric_limits<float>::quiet_NaN();
 
-// A heap block of exactly the size asked for: any step over its end is reported.
+// A heap block of exactly the size asked for: any step over its end is reported. It begins where a
+// sector does, as a GPU's allocations.
+class Memory {
+ public:
+  explicit Memory(Index bytes) : bytes_(bytes) {
+    void* p = nullptr;
+    if (posix_memalign(&p, 64, bytes > 0 ? std::size_t(bytes) : 1)) std::abort();
+    data_.reset(static_cast<char*>(p));
+  }
+  char* data() const { return data_.get(); }
+  Index size() const { return bytes_; }
+
+ private:
+  struct Free {
+    void operator()(char* p) const { std::free(p); }
+  };
+  std::unique_ptr<char, Free> data_;
+  Index bytes_;
+};
+
 struct Block {
   DType dtype;
-  std::vector<char> memory;
+  Memory memory;
 
   Block(DType dtype_, Index count, bool input, double low = -1, double high = 1)
       : dtype(dtype_), memory(count * (dtype_ == DType::f32 ? 4 : 2)) {
-    memory.shrink_to_fit();
     std::uniform_real_distribution<double> uniform(low, high);
     for (Index i = 0; i < count; i++) set(i, input ? float(uniform(generator)) : kUnwritten);
   }
@@ -52,7 +71,7 @@ struct Block {
   }
   bool finite() const {
     const Index size = dtype == DType::f32 ? 4 : 2;
-    for (Index i = 0; i < Index(memory.size()) / size; i++) {
+    for (Index i = 0; i < memory.size() / size; i++) {
       const char* p = memory.data() + i * size;
       const float x = dtype == DType::f32   ? *reinterpret_cast<const float*>(p)
                       : dtype == DType::bf16 ? __bfloat162float(*reinterpret_cast<const emulator::Bf16*>(p))

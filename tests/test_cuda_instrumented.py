@@ -121,4 +121,5 @@ def test_memory_is_used_well(form, size):
     everywhere = [x for x in lines if x.space == "global" and x.file not in ONCE]
     assert len(shared) > 10 and len(everywhere) > 5
     assert not [line for line in shared if line.cost > 2]
-    assert not [x for x in everywhere if x.cost > x.lanes * x.bytes / 32 + 1]
+    # Rows of few or of two-byte numbers may fill half of a sector.
+    assert not [x for x in everywhere if x.cost > max(2, 2 * x.lanes * x.bytes / 32)]
