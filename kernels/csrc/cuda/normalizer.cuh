@@ -7,7 +7,7 @@
 namespace fwm {
 namespace gpu {
 
-constexpr int kNormalizerThreads = 256, kNormalizerSteps = 8;
+constexpr int kNormalizerThreads = 256, kNormalizerSteps = 4;
 constexpr int kNormalizerWarps = kNormalizerThreads / 32;
 
 struct NormalizerTiles {

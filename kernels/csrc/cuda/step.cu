@@ -19,10 +19,12 @@ void step(const Step& a, float* divisors, void* stream_) {
     normalizer(one, a.rows, stream);
     denominator = divisors, kappa = static_cast<const float*>(one.kappa);
   }
-  if (a.features.K <= 512) {
+  if (a.features.K <= 256) {
     launch_step<16>(a, denominator, kappa, stream);
-  } else {
+  } else if (a.features.K <= 512) {
     launch_step<32>(a, denominator, kappa, stream);
+  } else {
+    launch_step<64>(a, denominator, kappa, stream);
   }
 }
 

@@ -39,8 +39,10 @@ __device__ __forceinline__ float load_number(const Rows& rows, DType dtype, Inde
   return x;
 }
 
+constexpr int kStepThreads = 512;  // at most
+
 template <int Slice, bool Delta>
-__global__ void step_kernel(FWM_GPU_PARAMETER Step a, const float* denominator, const float* kappa) {
+__global__ void __launch_bounds__(kStepThreads, Slice < 64 ? 1 : 0) step_kernel(FWM_GPU_PARAMETER Step a, const float* denominator, const float* kappa) {
   SharedMemory shared;
   const StepTiles<Slice> tile(shared, a.features, blockDim.x / 32);
   const Head head(a.H, blockIdx.x);
