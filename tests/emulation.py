@@ -7,8 +7,8 @@ A *variant* is one way to compile the same source, for one kind of mistake:
     address  AddressSanitizer and UndefinedBehaviorSanitizer: bounds, misaligned vectors
     memory   bank conflicts and sectors per request, by line
 
-What was compiled is kept under ``build/emulator`` by a hash of everything it depends on, so that an
-unchanged source is compiled once, whichever test or process asks first.
+What was compiled is kept under ``build/emulator`` by a hash of everything it depends on, so that
+an unchanged source is compiled once, whichever test or process asks first.
 """
 
 import ctypes
@@ -33,7 +33,9 @@ KEEP_DAYS = 7
 # What a mutated copy consists of, and where #include "..." looks.
 TREES = ("kernels/csrc", "tests/emulator")
 COMMON = (
-    *("-std=c++17", "-g1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"),
+    *("-std=c++17", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"),
+    # addr2line 2.40 takes some lines of headers for lines of the source, if told by DWARF 5.
+    *("-g1", "-gdwarf-4"),
     # Two libraries in one process must not share the emulator's variables.
     "-fno-gnu-unique",
     *(f"-I{tree}" for tree in TREES),
@@ -51,33 +53,33 @@ class CompileError(RuntimeError):
 
 @dataclass(frozen=True)
 class Variant:
-    """How kernels and the emulator's runtime are compiled and linked.
+    """How kernels and the emulator are compiled and linked.
 
-    ``kernel`` are flags of the sources with kernels alone, ``runtime`` of the emulator and of host
-    code; ``observer`` is the source that receives what the kernels' instrumentation reports.
+    ``observer`` is the source that receives what the kernels' instrumentation reports.
     """
 
     kernel: tuple[str, ...]
-    runtime: tuple[str, ...]
+    emulator: tuple[str, ...]
     observer: tuple[str, ...] = ()
     link: tuple[str, ...] = ()
 
 
-# -fsanitize=thread only when compiling: it inserts calls, which the observer answers. At -O1 there is
-# one access per access of the source; -O2 would join some into vectors.
+# -fsanitize=thread when compiling alone: it inserts calls, which the observer answers. At -O1
+# there is one access per access of the source; -O2 would join some into vectors.
 TRACED = ("-O1", "-fsanitize=thread")
-STOP = "-fno-sanitize-recover=all"
+SANITIZERS = "-fsanitize=address,undefined"
 VARIANTS = {
-    "plain": Variant(("-O2",), ("-O2",)),
-    "race": Variant(TRACED, ("-O2",), ("tests/emulator/race.cpp",), ("-ldl",)),
+    "plain": Variant(("-O2",), ("-O3",)),
+    "race": Variant(TRACED, ("-O3",), ("tests/emulator/race.cpp",), ("-ldl",)),
     "address": Variant(
-        ("-O1", "-fsanitize=address,undefined", STOP),
+        ("-O1", SANITIZERS, "-fno-sanitize-recover=all"),
+        # No red zones in frames that are left by a switch of stacks and never return.
         ("-O1", "-fsanitize=address", "--param=asan-stack=0"),
-        (),
-        ("-fsanitize=address,undefined",),
+        link=(SANITIZERS,),
     ),
-    "memory": Variant(TRACED, ("-O2",), ("tests/emulator/memory.cpp",), ("-ldl",)),
+    "memory": Variant(TRACED, ("-O3",), ("tests/emulator/memory.cpp",), ("-ldl",)),
 }
+HOST = ("-O1",)
 
 
 @functools.cache
@@ -118,7 +120,8 @@ def build(
         program: Link a program (one source has ``main``) and no shared library.
         host_sources: Files without kernels, which are not instrumented, such as a torch binding.
         flags: Further flags of ``sources``.
-        host_flags: Further flags of ``host_sources``.
+        host_flags: Further flags of ``host_sources``. Headers outside the project are not looked
+            at: name a library's version by a define.
         link: Further arguments of the linker, libraries for instance.
         root: The project's folder, or a copy of :data:`TREES`.
 
@@ -127,18 +130,21 @@ def build(
         CompileError: the compiler refused.
     """
     how = VARIANTS[variant]
-    observer = [_object(source, how.runtime, root) for source in how.observer]
+    runtime = ("tests/emulator/runtime.cpp", *how.observer)
     objects = [
-        _object("tests/emulator/runtime.cpp", how.runtime, root),
-        *observer,
+        *(_object(source, how.emulator, root) for source in runtime),
         *(_object(source, (*how.kernel, *flags), root) for source in sources),
-        *(_object(source, (*how.runtime, *host_flags), root) for source in host_sources),
+        *(_object(source, (*HOST, *host_flags), root) for source in host_sources),
     ]
     # -Bsymbolic: a library uses its own emulator, whatever else the process has loaded.
     kind = ["-pie"] if program else ["-shared", "-Wl,-Bsymbolic"]
     arguments = [*kind, *map(str, objects), *how.link, *link]
     name = Path(sources[0]).stem + ("" if program else ".so")
-    return _kept(name, "\n".join(arguments), lambda out: _compile([*arguments, "-o", out], root))
+    return kept(
+        name,
+        "\n".join([compiler(), *arguments]),
+        lambda out: _compile([*arguments, "-o", out], root),
+    )
 
 
 def mutated(
@@ -174,15 +180,15 @@ def mutated(
 def _object(source: str, flags: Sequence[str], root: Path) -> Path:
     """Compile one file."""
     arguments = [*COMMON, *flags, "-x", "c++", "-c", source]
-    contents = [f"{path}\n{text}" for path, text in sorted(_closure(source, root).items())]
-    return _kept(
+    contents = [f"{path}\n{text}" for path, text in sorted(closure(source, root).items())]
+    return kept(
         f"{Path(source).stem}.o",
-        "\n".join([*arguments, *contents]),
+        "\n".join([compiler(), *arguments, *contents]),
         lambda out: _compile([*arguments, "-o", out], root),
     )
 
 
-def _closure(source: str, root: Path) -> dict[str, str]:
+def closure(source: str, root: Path = ROOT) -> dict[str, str]:
     """Return a file and the project's files that it includes, with their contents.
 
     Every candidate for an ``#include "..."`` counts: that can only compile once too often.
@@ -201,9 +207,15 @@ def _closure(source: str, root: Path) -> dict[str, str]:
     return texts
 
 
-def _kept(name: str, depends_on: str, make: Callable[[str], None]) -> Path:
-    """Return the file kept for ``depends_on``; let ``make(path)`` make it if there is none."""
-    key = hashlib.sha256(f"{compiler()}\n{depends_on}".encode()).hexdigest()[:20]
+def kept(name: str, depends_on: str, make: Callable[[str], None]) -> Path:
+    """Return the file that is kept for what it depends on; let ``make`` make it if there is none.
+
+    Args:
+        name: The file's name.
+        depends_on: Everything that another file would be made from: commands, sources, versions.
+        make: Writes the file to the path that it is given.
+    """
+    key = hashlib.sha256(f"{name}\n{depends_on}".encode()).hexdigest()[:20]
     file = KEPT / key / name
     if not file.exists():
         KEPT.mkdir(parents=True, exist_ok=True)
@@ -278,6 +290,16 @@ class Line:
     worst: int
 
 
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a kernel, by its mangled name; ``shared`` are bytes of dynamic memory."""
+
+    kernel: str
+    grid: tuple[int, int, int]
+    threads: int
+    shared: int
+
+
 class Emulator:
     """The controls of a library that :func:`build` made, through ctypes.
 
@@ -289,7 +311,7 @@ class Emulator:
         self.library = ctypes.CDLL(str(path))
         self.library.fwm_emulator_set.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
         self.library.fwm_emulator_finding_count.restype = ctypes.c_size_t
-        for name in "set", "barriers", "report":
+        for name in "set", "barriers", "launches", "report":
             getattr(self.library, f"fwm_emulator_{name}").restype = ctypes.c_char_p
 
     def reset(self) -> None:
@@ -297,7 +319,8 @@ class Emulator:
         self.library.fwm_emulator_reset()
 
     def set(self, **options: object) -> None:
-        """Set options: ``order``, ``seed``, ``shared_limit``, ``fill_shared``, ``skip``.
+        """Set options: ``order``, ``seed``, ``shared_limit``, ``fill_shared``, ``execute``,
+        ``skip``.
 
         Raises:
             ValueError: there is no such option, or not with this value.
@@ -314,6 +337,15 @@ class Emulator:
             *skipped, kind, place, count = text.split()
             file, line = place.rsplit(":", 1)
             found.append(Barrier(kind, file, int(line), int(count), bool(skipped)))
+        return found
+
+    def launches(self) -> list[Launch]:
+        """Return the launches since the last reset, in order."""
+        found = []
+        for text in self.library.fwm_emulator_launches().decode().splitlines():
+            *sizes, kernel = text.split(maxsplit=5)
+            x, y, z, threads, shared = map(int, sizes)
+            found.append(Launch(kernel, (x, y, z), threads, shared))
         return found
 
     def races(self) -> tuple[int, list[str]]:

@@ -1,0 +1,131 @@
+"""Ask the CUDA launchers what they launch: blocks, threads and shared memory, without a GPU.
+
+The launchers are compiled for the emulator of the tests, which notes every launch and executes
+none. So a problem can have any size, and needs no data.
+"""
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+from emulation import Emulator, Launch, build  # noqa: E402
+
+SOURCES = "kernels/csrc/cuda"
+ENTRY = "tests/emulated_launches.cpp"
+DTYPES = (
+    "float32",
+    "float64",
+    "bfloat16",
+    "float16",
+)  # the order of the enumerations of problem.h
+MAPS = ("none", "elu", "dpfp")
+ATTN_NORMS = ("none", "output", "full")
+LIMIT = 1 << 30  # of shared memory: the emulator refuses none, the report compares
+
+
+class LaunchError(RuntimeError):
+    """What a launcher raised."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A causal update, forward and backward, and one step of decoding.
+
+    Attributes:
+        K: key features, after the feature map.
+        V: value features.
+        nu: of DPFP; 0 without it.
+    """
+
+    rule: str
+    K: int
+    V: int
+    N: int = 8
+    H: int = 16
+    T: int = 2048
+    dtype: str = "float32"
+    map: str = "none"
+    nu: int = 0
+    sum_norm: bool = False
+    attn_norm: str = "none"
+
+    @property
+    def d(self) -> int:
+        """Numbers of a raw query or key."""
+        return self.K // (2 * self.nu) if self.map == "dpfp" else self.K
+
+
+class _LaunchProblem(ctypes.Structure):
+    """``LaunchProblem`` of the C++ side."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("N", "H", "T", "d", "K", "V", "nu")] + [
+        (name, ctypes.c_int) for name in ("delta", "dtype", "map", "sum_norm", "attn_norm")
+    ]
+
+
+def sources() -> list[str]:
+    """Return the files with kernels, relative to the project."""
+    return sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / SOURCES).glob("*.cu"))
+
+
+class Launchers:
+    """The launchers of all ops.
+
+    Raises:
+        emulation.Unavailable: this machine has no compiler for the emulator.
+    """
+
+    def __init__(self) -> None:
+        self._emulator = Emulator(build([*sources(), ENTRY]))
+        self._library = self._emulator.library
+        for name in "fwm_launch_causal", "fwm_launch_step":
+            getattr(self._library, name).restype = ctypes.c_char_p
+
+    def launches(self, problem: Problem, operation: str) -> list[Launch]:
+        """Return what an operation launches: ``forward``, ``backward`` or ``step``.
+
+        Raises:
+            LaunchError: the launcher refused the problem.
+        """
+        self._emulator.reset()
+        self._emulator.set(execute=0, shared_limit=LIMIT)
+        argument = ctypes.byref(_as_structure(problem))
+        if operation == "step":
+            error = self._library.fwm_launch_step(argument)
+        else:
+            error = self._library.fwm_launch_causal(argument, int(operation == "backward"))
+        if error:
+            raise LaunchError(f"{operation} of {problem}: {error.decode()}")
+        return self._emulator.launches()
+
+
+def _as_structure(problem: Problem) -> _LaunchProblem:
+    numbers = {name: getattr(problem, name) for name in ("N", "H", "T", "d", "K", "V", "nu")}
+    return _LaunchProblem(
+        **numbers,
+        delta=int(problem.rule == "delta"),
+        dtype=DTYPES.index(problem.dtype),
+        map=MAPS.index(problem.map),
+        sum_norm=int(problem.sum_norm),
+        attn_norm=ATTN_NORMS.index(problem.attn_norm),
+    )
+
+
+def representative() -> Iterator[Problem]:
+    """Yield problems that between them launch every kernel, with every kind of shared memory."""
+    sizes = (16, 32, 64, 128, 256, 512, 1024)
+    maps = (("none", 0, False), ("elu", 0, True), ("dpfp", 1, True), ("dpfp", 3, True))
+    columns = sorted({(K, V) for K in sizes for V in (K, 64, 128)})
+    for rule, (K, V), (name, nu, sum_norm) in product(("sum", "delta"), columns, maps):
+        # DPFP makes 2 nu features of each number.
+        features = max(K // (2 * nu), 1) * 2 * nu if name == "dpfp" else K
+        shape = {"K": features, "V": V, "map": name, "nu": nu, "sum_norm": sum_norm}
+        yield Problem(rule, **shape)
+        yield Problem(rule, **shape, dtype="bfloat16")
+        for attn_norm in ("output", "full") if rule == "delta" else ("output",):
+            yield Problem(rule, **shape, attn_norm=attn_norm)
