@@ -22,5 +22,8 @@ void backward(const Causal& a, float* workspace, void* stream);
 // from other places than they are written to.
 void step(const Step& a, float* divisors, void* stream);
 
+// The compute capabilities that the kernels are compiled for: "8.0 9.0+PTX".
+const char* archs();
+
 }  // namespace gpu
 }  // namespace fwm
