@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "kernels" / "csrc"
 CHOICES = ("auto", "0", "cpu", "cuda")
 DEFAULT_ARCHS = "8.0;8.6;9.0;10.0;12.0+PTX"
+OPENMP = ["-fopenmp"] if sys.platform == "linux" else []
 PTX = re.compile(r"(\d+)\.(\d)\w?\+PTX")  # of TORCH_CUDA_ARCH_LIST
 
 
@@ -88,6 +89,13 @@ def builds_cuda() -> bool:
     return True
 
 
+def cxx_flags() -> list[str]:
+    """Return the flags of the C++ files."""
+    # Python's own flags ask for debugging information: a third of the compiler's time.
+    debug = [] if "-g" in shlex.split(os.environ.get("CFLAGS", "")) else ["-g0"]
+    return ["-O3", *debug, *OPENMP]
+
+
 def nvcc_flags() -> list[str]:
     """Return the flags of the ``.cu`` files, which know nothing of torch."""
     archs = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
@@ -101,14 +109,13 @@ def extension(cuda: bool) -> Any:
     from torch.utils import cpp_extension
 
     make = cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension
-    openmp = ["-fopenmp"] if sys.platform == "linux" else []
     return make(
         "fairseq_fwm._C",
         sources(cuda),
         include_dirs=[str(CSRC)],
         define_macros=[("FWM_WITH_CUDA", None)] if cuda else [],
-        extra_compile_args={"cxx": ["-O3", *openmp], "nvcc": nvcc_flags()},
-        extra_link_args=openmp,
+        extra_compile_args={"cxx": cxx_flags(), "nvcc": nvcc_flags()},
+        extra_link_args=OPENMP,
         py_limited_api=True,
     )
 
@@ -138,7 +145,11 @@ def arguments() -> dict[str, Any]:
 
     if cuda:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHS)
-    print(f"fairseq_fwm: building {'CPU and CUDA' if cuda else 'CPU'} kernels.", file=sys.stderr)
+    what = "CPU kernels"
+    if cuda:
+        archs, home = os.environ["TORCH_CUDA_ARCH_LIST"], os.environ["CUDA_HOME"]
+        what = f"CPU and CUDA kernels, for {archs} with {home}"
+    print(f"fairseq_fwm: building {what}.", file=sys.stderr)
     return {
         "ext_modules": [extension(cuda)],
         "cmdclass": {"build_ext": BuildExtension},

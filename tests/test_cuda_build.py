@@ -13,7 +13,15 @@ from torch.utils import cpp_extension
 
 from fairseq_fwm import cuda_toolkit
 
-SWITCHES = ("FWM_BUILD", "FORCE_CUDA", "CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST", "CXX")
+SWITCHES = (
+    "CFLAGS",
+    "FWM_BUILD",
+    "FORCE_CUDA",
+    "CUDA_HOME",
+    "CUDA_PATH",
+    "TORCH_CUDA_ARCH_LIST",
+    "CXX",
+)
 
 
 @pytest.fixture
@@ -89,6 +97,12 @@ def test_archs_asked_for_are_kept(build, toolkit, asked, ptx) -> None:
     assert os.environ["TORCH_CUDA_ARCH_LIST"] == asked
     flags = extension.extra_compile_args["nvcc"]
     assert [flag for flag in flags if "PTX" in flag] == [f"-DFWM_CUDA_PTX={x}" for x in ptx]
+
+
+def test_debugging_information_only_on_request(build, toolkit) -> None:
+    for flags, expected in (("", True), ("-O1 -g", False)):
+        [extension] = build(CUDA_HOME=str(toolkit), CFLAGS=flags)["ext_modules"]
+        assert ("-g0" in extension.extra_compile_args["cxx"]) == expected
 
 
 def test_a_wrapper_is_asked_where_it_belongs(build, environment, toolkit, tmp_path) -> None:
@@ -193,3 +207,28 @@ def test_kernels_say_what_they_are_compiled_for(root: Path, real: Path, tmp_path
     program = kept("archs", "\n".join([*flags, *archs, *texts]), make)
     said = subprocess.run([program], capture_output=True, text=True, check=True).stdout
     assert said == "8.0 9.0+PTX\n"
+
+
+# ---- scripts/cuda_build_check.sh, which makes an environment of several GB: its questions alone
+
+
+def check_script(root: Path, *arguments: str | Path) -> subprocess.CompletedProcess:
+    command = ["bash", root / "scripts" / "cuda_build_check.sh", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_build_check_explains_itself(root: Path) -> None:
+    done = check_script(root, "--help")
+    assert done.returncode == 0
+    assert "5.5 GB" in done.stdout
+    assert "FWM_PYTHON" in done.stdout
+
+
+def test_build_check_leaves_other_folders_alone(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    done = check_script(root, "--dir", tmp_path)
+    assert done.returncode == 1
+    assert "was not made by this script" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    assert "unknown argument" in check_script(root, "--wat").stderr
+    assert "wants a value" in check_script(root, "--archs").stderr
