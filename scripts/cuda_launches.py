@@ -25,7 +25,8 @@ DTYPES = (
 )  # the order of the enumerations of problem.h
 MAPS = ("none", "elu", "dpfp")
 ATTN_NORMS = ("none", "output", "full")
-LIMIT = 1 << 30  # of shared memory: the emulator refuses none, the report compares
+NO_LIMIT = 1 << 30  # of shared memory: the emulator refuses nothing, the report compares
+H100_LIMIT = 227 << 10
 
 
 class LaunchError(RuntimeError):
@@ -40,6 +41,8 @@ class Problem:
         K: key features, after the feature map.
         V: value features.
         nu: of DPFP; 0 without it.
+        chunkwise: by the kernels for tensor cores.
+        shared_limit: bytes that a block of the GPU may have, which decides how chunks are cut.
     """
 
     rule: str
@@ -53,6 +56,8 @@ class Problem:
     nu: int = 0
     sum_norm: bool = False
     attn_norm: str = "none"
+    chunkwise: bool = False
+    shared_limit: int = H100_LIMIT
 
     @property
     def d(self) -> int:
@@ -64,8 +69,10 @@ class _LaunchProblem(ctypes.Structure):
     """``LaunchProblem`` of the C++ side."""
 
     _fields_ = [(name, ctypes.c_int64) for name in ("N", "H", "T", "d", "K", "V", "nu")] + [
-        (name, ctypes.c_int) for name in ("delta", "dtype", "map", "sum_norm", "attn_norm")
+        (name, ctypes.c_int)
+        for name in ("delta", "dtype", "map", "sum_norm", "attn_norm", "chunkwise")
     ]
+    _fields_ += [("shared_limit", ctypes.c_int64)]
 
 
 def sources() -> list[str]:
@@ -85,6 +92,16 @@ class Launchers:
         self._library = self._emulator.library
         for name in "fwm_launch_causal", "fwm_launch_step":
             getattr(self._library, name).restype = ctypes.c_char_p
+        self._library.fwm_launch_workspace.restype = ctypes.c_int64
+
+    def chunkwise_fits(self, problem: Problem) -> bool:
+        """Return whether the kernels for tensor cores take a problem."""
+        return bool(self._library.fwm_chunkwise_fits(ctypes.byref(_as_structure(problem))))
+
+    def workspace(self, problem: Problem, operation: str) -> int:
+        """Return how many bytes ``forward`` or ``backward`` want to work in."""
+        argument = ctypes.byref(_as_structure(problem))
+        return 4 * self._library.fwm_launch_workspace(argument, int(operation == "backward"))
 
     def launches(self, problem: Problem, operation: str) -> list[Launch]:
         """Return what an operation launches: ``forward``, ``backward`` or ``step``.
@@ -93,7 +110,7 @@ class Launchers:
             LaunchError: the launcher refused the problem.
         """
         self._emulator.reset()
-        self._emulator.set(execute=0, shared_limit=LIMIT)
+        self._emulator.set(execute=0, shared_limit=NO_LIMIT)
         argument = ctypes.byref(_as_structure(problem))
         if operation == "step":
             error = self._library.fwm_launch_step(argument)
@@ -113,6 +130,8 @@ def _as_structure(problem: Problem) -> _LaunchProblem:
         map=MAPS.index(problem.map),
         sum_norm=int(problem.sum_norm),
         attn_norm=ATTN_NORMS.index(problem.attn_norm),
+        chunkwise=int(problem.chunkwise),
+        shared_limit=problem.shared_limit,
     )
 
 

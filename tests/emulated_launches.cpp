@@ -23,29 +23,56 @@ Rows rows(Index heads, Index steps, Index width) {
 struct LaunchProblem {
   Index N, H, T, d, K, V, nu;
   int delta, dtype, map, sum_norm, attn_norm;
+  int chunkwise;
+  Index shared_limit;  // of a block
 };
+
+namespace {
+
+Causal causal(const LaunchProblem& p) {
+  Causal a;
+  a.N = p.N, a.H = p.H, a.T = p.T, a.V = p.V;
+  a.dtype = DType(p.dtype), a.attn_norm = AttnNorm(p.attn_norm);
+  a.features.map = FeatureMap(p.map), a.features.nu = p.nu, a.features.sum_norm = p.sum_norm;
+  a.features.d = p.d, a.features.K = p.K;
+  a.q = a.k = a.dq = a.dk = rows(a.H, a.T, p.d);
+  a.v = a.y = a.dy = a.dv = rows(a.H, a.T, a.V);
+  if (p.delta) a.beta = a.dbeta = rows(a.H, a.T, 1), a.residual = there;
+  if (a.attn_norm != AttnNorm::none) a.denominator = there;
+  if (a.attn_norm == AttnNorm::full) a.kappa = there;
+  return a;
+}
+
+gpu::Form form(const LaunchProblem& p) {
+  gpu::Form form;
+  form.chunkwise = p.chunkwise, form.shared_limit = std::size_t(p.shared_limit);
+  return form;
+}
+
+}  // namespace
 
 extern "C" {
 
+int fwm_chunkwise_fits(const LaunchProblem* p) {
+  return gpu::chunkwise_fits(causal(*p), std::size_t(p->shared_limit));
+}
+
 const char* fwm_launch_causal(const LaunchProblem* p, int backward) {
   return fwm::emulator::error_of([&] {
-    Causal a;
-    a.N = p->N, a.H = p->H, a.T = p->T, a.V = p->V;
-    a.dtype = DType(p->dtype), a.attn_norm = AttnNorm(p->attn_norm);
-    a.features.map = FeatureMap(p->map), a.features.nu = p->nu, a.features.sum_norm = p->sum_norm;
-    a.features.d = p->d, a.features.K = p->K;
-    a.q = a.k = a.dq = a.dk = rows(a.H, a.T, p->d);
-    a.v = a.y = a.dy = a.dv = rows(a.H, a.T, a.V);
-    if (p->delta) a.beta = a.dbeta = rows(a.H, a.T, 1), a.residual = there;
-    if (a.attn_norm != AttnNorm::none) a.denominator = there;
-    if (a.attn_norm == AttnNorm::full) a.kappa = there;
+    const Causal a = causal(*p);
+    float* const workspace = static_cast<float*>(there);
     if (backward) {
-      gpu::backward_workspace(a);
-      gpu::backward(a, static_cast<float*>(there), nullptr);
+      gpu::backward(a, form(*p), workspace, nullptr);
     } else {
-      gpu::forward(a, nullptr);
+      gpu::forward(a, form(*p), workspace, nullptr);
     }
   });
+}
+
+// How many fp32 numbers the launchers want to work in.
+Index fwm_launch_workspace(const LaunchProblem* p, int backward) {
+  const Causal a = causal(*p);
+  return backward ? gpu::backward_workspace(a, form(*p)) : gpu::forward_workspace(a, form(*p));
 }
 
 const char* fwm_launch_step(const LaunchProblem* p) {

@@ -2,10 +2,12 @@
 
 import os
 
+import problems
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from problems import FEATURES, FORWARD, STEP, STEP_, Problem, errors
 
 from fairseq_fwm import ops
 from fairseq_fwm.ops import FeatureSpec, library
@@ -15,83 +17,13 @@ pytestmark = pytest.mark.skipif(
     reason=f"no compiled CPU kernels: {library.missing_reason()}",
 )
 
-FORWARD = {"sum": ops.causal_sum, "delta": ops.causal_delta}
-STEP = {"sum": ops.causal_sum_step, "delta": ops.causal_delta_step}
-STEP_ = {"sum": ops.causal_sum_step_, "delta": ops.causal_delta_step_}
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
-NONE = FeatureSpec("none")
-FEATURES = [
-    NONE,
-    FeatureSpec("none", 1, True),
-    FeatureSpec("elu"),
-    FeatureSpec("elu", 1, True),
-    FeatureSpec("dpfp", 1, True),
-    FeatureSpec("dpfp", 2),
-    FeatureSpec("dpfp", 3, True),
-]
 LENGTHS = [1, 2, 3, 17, 48, 63, 257, 1000]
 SIZES = [1, 5, 16, 31, 32, 96, 128, 384]
 
 
-class Problem:
-    """One random problem in fp64: what goes in, and weights to make a scalar of what comes out."""
-
-    def __init__(self, rule, n, h, t, d, v, spec=NONE, attn_norm="none", state=False, mask=False):
-        self.rule, self.spec, self.attn_norm, self.final = rule, spec, attn_norm, state
-        K = spec.out_dim(d)
-        randn = lambda *shape: torch.randn(*shape, dtype=torch.float64)  # noqa: E731
-        positive = spec.name == "none"
-        q, k = (randn(n, h, t, d).softmax(-1) if positive else randn(n, h, t, d) for _ in "qk")
-        self.inputs = [q, k, randn(n, h, t, v)]
-        if rule == "delta":
-            # Strengths at which the update is a contraction, whatever the size of the keys.
-            keys = spec(k)
-            longest = keys.square().sum(-1).max().clamp(min=1)
-            beta = torch.rand(n, h, t, dtype=torch.float64) / longest
-            self.inputs.append(beta * 0.1 if attn_norm == "full" else beta)
-        self.state = [randn(n, h, K, v)] if state else []
-        if state and attn_norm != "none":
-            self.state.append(1 + torch.rand(n, h, K, dtype=torch.float64) * 3)
-        self.mask = torch.rand(n, t) > 0.3 if mask else None
-        self.weights = [randn(n, h, t, v), randn(n, h, K, v), randn(n, h, K)]
-
-    def run(self, dtype, impl, lay=lambda x: x):
-        """Outputs, then the gradients of everything that went in."""
-        leaves = [lay(x.to(dtype)).requires_grad_() for x in (*self.inputs, *self.state)]
-        sequence, state = leaves[: len(self.inputs)], leaves[len(self.inputs) :]
-        state = tuple(state) if self.attn_norm != "none" else (*state, None)[0]
-        y, final = FORWARD[self.rule](
-            *sequence,
-            state=state or None if isinstance(state, tuple) else state,
-            write_mask=self.mask,
-            features=self.spec,
-            attn_norm=self.attn_norm,
-            output_final_state=self.final,
-            impl=impl,
-        )
-        outputs = [y, *([] if final is None else final if isinstance(final, tuple) else [final])]
-        loss = sum((x * w.to(dtype)).sum() for x, w in zip(outputs, self.weights, strict=False))
-        return [x.detach() for x in (*outputs, *torch.autograd.grad(loss, leaves))]
-
-
-def errors(found, wanted):
-    return [
-        ((x.double() - y).abs().max() / y.abs().max().clamp(min=1e-3)).item() if y.numel() else 0.0
-        for x, y in zip(found, wanted, strict=True)
-    ]
-
-
 def check(problem, dtype, lay=lambda x: x):
-    wanted = problem.run(torch.float64, "reference")
-    found = problem.run(dtype, "cpu", lay)
-    assert all(x.dtype == dtype and torch.isfinite(x).all() for x in found)
-    worst = max(errors(found, wanted))
-    if worst > TOLERANCE[dtype]:
-        # Where terms cancel no arithmetic is exact, and a key's gradient is a sum of two sweeps:
-        # of the order of the reference's own error then, which fp32 shows.
-        reference = max(errors(problem.run(torch.float32, "reference"), wanted))
-        allowed = 30 * reference * torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
-        assert worst <= allowed, f"error {worst:.1e}, the fp32 reference's {reference:.1e}"
+    problems.check(problem, dtype, "cpu", TOLERANCE[dtype], lay)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -142,15 +74,8 @@ def test_any_problem_in_any_layout(
     torch.manual_seed(t * 1000 + d)
     attn_norm = "output" if rule == "sum" and attn_norm == "full" else attn_norm
 
-    def lay(x):
-        """The same numbers with other strides: N, H, T in any order in memory, rows apart."""
-        if x.dim() < 4 or x.shape[2] != t:
-            return x
-        wide = torch.full((*(x.shape[i] for i in layout), x.shape[3] + padding), torch.nan)
-        wide = wide.to(x.dtype)[..., : x.shape[3]].permute(*torch.tensor(layout).argsort(), 3)
-        return wide.copy_(x)
-
-    check(Problem(rule, 2, 2, t, d, v, spec, attn_norm, state, mask), dtype, lay)
+    problem = Problem(rule, 2, 2, t, d, v, spec, attn_norm, state, mask)
+    check(problem, dtype, problems.strided(problem, layout, padding))
 
 
 def test_fairseq_layout_comes_back_without_a_copy():

@@ -117,7 +117,7 @@ def setup_context(rule: str) -> Callable[..., None]:
 
 
 def backward(rule: str, ops: Any, has_kernel: HasKernel) -> Callable[..., tuple]:
-    """Differentiate by the kernel of the namespace's ops, or the PyTorch form by running it again."""
+    """Differentiate by the kernel of these ops, or the PyTorch form by running it again."""
 
     def run(ctx: Any, dy: Tensor | None, dS: Tensor | None, dz: Tensor | None, *_: Any):
         q, k, v, beta, state, normalizer, mask, y, *kept = ctx.saved_tensors

@@ -51,9 +51,8 @@ void Block::begin_launch(dim3 size, void (*body)(const void*), const void* param
 void Block::prepare(unsigned i) {
   Thread& thread = threads_[i];
   thread.index = {i % size_.x, i / size_.x % size_.y, i / (size_.x * size_.y)};
-  thread.state = State::ready;
   copies_[i].clear();
-  // Stacks lie a power of two apart: without an offset, all of them would compete for one cache set.
+  // Stacks lie a power of two apart: without an offset, all would compete for one cache set.
   const std::size_t offset = i % 32 * 192;
   thread.fiber.prepare(stacks_.at(i), Stacks::bytes() - offset, &Block::thread_main);
   warps_[i / 32].live |= 1u << i % 32;
@@ -111,7 +110,6 @@ void Block::leave() {
            place(group.site).c_str(), group.mask);
     }
   }
-  threads_[thread].state = State::returned;
   warp.live &= ~(1u << lane);
   live_--;
   if (live_ && ready_.empty()) fail("deadlock: %s", deadlock().c_str());
@@ -146,7 +144,6 @@ void Block::barrier(Site site) {
     fail("a thread waits at __syncthreads %s, %u of the block's have returned",
          place(site).c_str(), size() - live_);
   }
-  threads_[running_number()].state = State::at_block_barrier;
   if (++arrived_ == live_) {
     count_barrier(Barrier::block, site);
     release_barrier();
@@ -158,10 +155,7 @@ void Block::release_barrier() {
   arrived_ = 0;
   if (observer) observer->on_block_barrier();
   shuffle(order_);
-  for (unsigned i : order_) {
-    threads_[i].state = State::ready;
-    ready_.push(i);
-  }
+  for (unsigned i : order_) ready_.push(i);
 }
 
 // The gathering that the running lane joins; a new one if it is the first.
@@ -200,10 +194,7 @@ void Block::gather(const char* name, unsigned mask, void* argument, Action actio
   Gathering& group = find(warp, name, mask, action, site);
   group.arguments[lane] = argument;
   group.arrived |= 1u << lane;
-  if (group.arrived != mask) {
-    threads_[thread].state = State::at_warp;
-    return wait();
-  }
+  if (group.arrived != mask) return wait();
   warp.open &= ~(1u << (&group - warp.gathering));
   if (is_barrier) {
     count_barrier(Barrier::warp, site);
@@ -211,10 +202,18 @@ void Block::gather(const char* name, unsigned mask, void* argument, Action actio
   }
   if (action) action(group.arguments, mask);
   // The last to arrive goes straight on.
-  for (unsigned others = mask & ~(1u << lane); others; others &= others - 1) {
-    const unsigned other = thread - lane + __builtin_ctz(others);
-    threads_[other].state = State::ready;
-    ready_.push(other);
+  release_lanes(mask & ~(1u << lane), thread - lane);
+}
+
+// A warp goes on before others do, which is twice as fast, as its stacks stay in the cache. In
+// random order warps take turns, and lanes go in any order.
+void Block::release_lanes(unsigned lanes, unsigned first_thread) {
+  const bool random = options.order == Order::random;
+  const unsigned rotation = random ? random_() % 32 : 0;
+  for (unsigned i = 0; i < 32; i++) {
+    const unsigned lane = options.order == Order::reverse ? i : (31 - i + rotation) % 32;
+    if (!(lanes >> lane & 1)) continue;
+    random ? ready_.push(first_thread + lane) : ready_.push_front(first_thread + lane);
   }
 }
 

@@ -14,8 +14,6 @@
 namespace fwm {
 namespace emulator {
 
-enum class State : std::uint8_t { ready, at_block_barrier, at_warp, returned };
-
 struct AsyncCopy {
   void* shared;
   const void* source;
@@ -28,7 +26,6 @@ struct AsyncCopy {
 struct alignas(64) Thread {
   Fiber fiber;
   uint3 index;
-  State state = State::ready;
 };
 
 // Lanes that have come to a warp-wide operation and wait for the rest of the mask.
@@ -41,8 +38,8 @@ struct Gathering {
 };
 
 struct Warp {
-  unsigned live = 0;      // lanes that exist and have not returned
-  unsigned open = 0;      // lanes that have opened a gathering that is not complete
+  unsigned live = 0;        // lanes that exist and have not returned
+  unsigned open = 0;        // lanes that have opened a gathering that is not complete
   Gathering gathering[32];  // by the lane that opened it
 };
 
@@ -52,6 +49,7 @@ class ReadyQueue {
   void reset(unsigned capacity);
   bool empty() const { return head_ == tail_; }
   void push(unsigned thread) { ring_[tail_++ & last_] = thread; }
+  void push_front(unsigned thread) { ring_[--head_ & last_] = thread; }
   unsigned pop() { return ring_[head_++ & last_]; }
 
  private:
@@ -84,6 +82,7 @@ class Block {
   void resume(unsigned thread, Fiber& from, bool last);
   void wait();
   void release_barrier();
+  void release_lanes(unsigned lanes, unsigned first_thread);
   Gathering& find(Warp& warp, const char* name, unsigned mask, Action action, Site site);
   void shuffle(std::vector<unsigned>& order);
   std::string deadlock() const;
@@ -109,7 +108,7 @@ extern Block block;
 
 // Throws Error: the text, printf-like, and which thread of which block of which kernel.
 [[noreturn]] __attribute__((format(printf, 1, 2))) void fail(const char* format, ...);
-// "NAME FILE:LINE", the file without its folder.
+// FILE:LINE, the file without its folder.
 std::string place(Site site);
 
 }  // namespace emulator

@@ -65,6 +65,8 @@ const char* fwm_emulator_set(const char* name, const char* value) {
   return answer.c_str();
 }
 
+std::size_t fwm_emulator_shared_limit() { return fwm::emulator::options.shared_limit; }
+
 void fwm_emulator_reset() {
   options = Options();
   forget_barriers();

@@ -2,8 +2,8 @@
 //
 // Every CUDA thread is a fiber; blocks run one after another on the launching thread. A thread runs
 // until it has to wait for others, so which one goes first is a choice: see Options::order.
-// No atomics and no static __shared__ arrays, on purpose: the kernels must be deterministic, and only
-// SharedMemory's arrays have guards between them.
+// No atomics and no static __shared__ arrays, on purpose: the kernels must be deterministic, and
+// only SharedMemory's arrays have guards between them.
 #pragma once
 
 #include <cmath>
@@ -59,8 +59,8 @@ extern Builtins builtins;  // of the thread that runs
 void sync_block(Site site);
 void sync_warp(unsigned mask, Site site);
 
-// Every lane in `mask` calls this with its own `argument`; the last one to arrive runs `action` over
-// all of them, before any returns. It orders no memory accesses, as CUDA's shuffles do not.
+// Every lane in `mask` calls this with its own `argument`; the last one to arrive runs `action`
+// over all of them, before any returns. It orders no memory accesses, as CUDA's shuffles do not.
 using Action = void (*)(void* const* arguments, unsigned mask);
 void warp_collective(const char* name, unsigned mask, void* argument, Action action, Site site);
 
@@ -74,8 +74,8 @@ void* shared_array(std::size_t offset, std::size_t bytes, int index);
 void copy_async(void* shared, const void* source, int bytes, Site site = Site::here());
 void copy_async_wait_all();
 
-// Runs body(parameters) as every thread of the grid. The parameters are no global memory: accesses to
-// them are not traced.
+// Runs body(parameters) as every thread of the grid. The parameters are no global memory: accesses
+// to them are not traced.
 void run(const Launch& launch, dim3 grid, dim3 block, std::size_t shared,
          void (*body)(const void* parameters), const void* parameters, std::size_t parameter_bytes);
 
@@ -147,12 +147,16 @@ __forceinline__ T __ldg(const T* p) {
   return *p;
 }
 
-inline int min(int a, int b) { return a < b ? a : b; }
-inline int max(int a, int b) { return a > b ? a : b; }
-inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
-inline unsigned max(unsigned a, unsigned b) { return a > b ? a : b; }
-inline long long min(long long a, long long b) { return a < b ? a : b; }
-inline long long max(long long a, long long b) { return a > b ? a : b; }
+#define FWM_MIN_MAX(T)                               \
+  inline T min(T a, T b) { return a < b ? a : b; }   \
+  inline T max(T a, T b) { return a > b ? a : b; }
+FWM_MIN_MAX(int)
+FWM_MIN_MAX(unsigned)
+FWM_MIN_MAX(long)
+FWM_MIN_MAX(unsigned long)
+FWM_MIN_MAX(long long)
+FWM_MIN_MAX(unsigned long long)
+#undef FWM_MIN_MAX
 inline float min(float a, float b) { return fminf(a, b); }
 inline float max(float a, float b) { return fmaxf(a, b); }
 

@@ -19,10 +19,10 @@ struct Slot {
   int lane, index;
 };
 
-// Who holds the element (row, column). CUDA does not say, so it is a permutation, another one for each
-// operand: code that relies on some order fails.
+// Who holds the element (row, column). CUDA does not say, so it is a permutation, another one for
+// each operand: code that relies on some order fails.
 Slot slot(const Tile& tile, int row, int column) {
-  constexpr unsigned factors[] = {0x9e37u, 0x85ebu, 0xc2b3u};  // odd: bijective modulo a power of two
+  constexpr unsigned factors[] = {0x9e37u, 0x85ebu, 0xc2b3u};  // odd: coprime to the count
   const unsigned count = tile.rows * tile.columns, per_lane = count / 32;
   const unsigned element = row * tile.columns + column;
   const unsigned at = (element * factors[static_cast<int>(tile.operand)] + 77) % count;
@@ -40,8 +40,8 @@ void check(const TileAccess& access, const char* name, Site site) {
   }
 }
 
-// Tells the observer what a lane of a real GPU touches: the layout of mma.sync, which nvcc's code for
-// wmma follows. A tile lies in memory as lines of consecutive elements.
+// Tells the observer what a lane of a real GPU touches: the layout of mma.sync, which nvcc's code
+// for wmma follows. A tile lies in memory as lines of consecutive elements.
 void note_tile(const TileAccess& access, const void* pc) {
   const int bytes = bytes_of(access.tile.number);
   const int lines = access.by_columns ? access.tile.columns : access.tile.rows;
@@ -68,7 +68,8 @@ void note_tile(const TileAccess& access, const void* pc) {
 void move_element(const TileAccess& of_tile, const TileAccess& of_lane, int row, int column,
                   int index) {
   const int bytes = bytes_of(of_tile.tile.number);
-  const std::size_t line = of_tile.by_columns ? column : row, at = of_tile.by_columns ? row : column;
+  const std::size_t line = of_tile.by_columns ? column : row;
+  const std::size_t at = of_tile.by_columns ? row : column;
   char* memory = static_cast<char*>(of_tile.memory) + (line * of_tile.leading + at) * bytes;
   char* element = static_cast<char*>(of_lane.elements) + index * bytes;
   std::memcpy(of_tile.store ? memory : element, of_tile.store ? element : memory, bytes);

@@ -1,11 +1,11 @@
-// A report of how kernels use memory: for every line that loads or stores, the requests of warps, and
-// what they cost.
+// A report of how kernels use memory: for every line that loads or stores, the requests of warps,
+// and what they cost.
 //
 //     FILE:LINE shared|global load|store REQUESTS LANES BYTES COST WORST
 //
-// LANES is how many lanes take part and BYTES how much each asks for, on average. COST, on average, and
-// WORST, at most, count for shared memory how many times as long as without bank conflicts a request
-// takes (1: none), for global memory the sectors of 32 bytes that it touches.
+// LANES is how many lanes take part and BYTES how much each asks for, on average. COST, on average,
+// and WORST, at most, count for shared memory how many times as long as without bank conflicts a
+// request takes (1: none), for global memory the sectors of 32 bytes that it touches.
 //
 // The k-th access of a line by each lane of a warp is taken for one request. Accesses are the C++
 // compiler's: nvcc may join some, and keep others in registers.
@@ -40,8 +40,8 @@ struct Totals {
   }
 };
 
-// 32 banks of 4 bytes. Requests of 8 or 16 bytes a lane are served for 16 or 8 lanes at a time; each
-// such turn takes as many cycles as its busiest bank has different words.
+// 32 banks of 4 bytes. Requests of 8 or 16 bytes a lane are served for 16 or 8 lanes at a time;
+// each such turn takes as many cycles as its busiest bank has different words.
 std::size_t worst_bank(const Request& request) {
   const unsigned turns = request.bytes <= 4 ? 1 : request.bytes <= 8 ? 2 : 4, lanes = 32 / turns;
   std::size_t worst = 1;

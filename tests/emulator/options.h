@@ -49,6 +49,8 @@ extern "C" {
 const char* fwm_emulator_set(const char* name, const char* value);
 // Options as they were at first, no counts, no findings.
 void fwm_emulator_reset(void);
+// What a GPU would say of itself.
+std::size_t fwm_emulator_shared_limit(void);
 
 // The launches since the last reset, one a line:
 // "GRID_X GRID_Y GRID_Z THREADS SHARED_BYTES KERNEL", with the kernel's mangled name.

@@ -1,9 +1,10 @@
 // A race detector. Two accesses to the same bytes, one of them a write, by two threads, are a race
-// unless a __syncthreads, or a __syncwarp of both, lies between them. Whether they happened to run in
-// a good order does not matter: the same races are found in every schedule.
+// unless a __syncthreads, or a __syncwarp of both, lies between them. Whether they happened to run
+// in a good order does not matter: the same races are found in every schedule.
 //
-// Shuffles, votes and matrix operations order no memory. Blocks are never ordered within a launch.
-// Reading shared memory that the block has not written is reported too.
+// Shuffles and matrix operations order no memory. Blocks are never ordered within a launch. Reading
+// shared memory that the block has not written is reported too. The unit is two bytes: two threads
+// that write two neighbouring bytes are reported, though they do not race.
 #include <algorithm>
 #include <memory>
 #include <set>
@@ -63,8 +64,8 @@ struct Trace {
 // The history of two bytes, as much of it as later accesses can race with.
 struct Cell {
   Trace write;
-  // The latest readers since that write: of two warps, so that a write by a third thread always finds
-  // one that is not its own, and of some earlier block.
+  // The latest readers since that write: of two warps, so that a write by any thread finds one that
+  // is not its own warp's; and of some earlier block.
   Trace readers[2];
   Trace foreign_reader;
 };
@@ -136,8 +137,8 @@ class RaceDetector final : public Observer {
     now_.pc = access.pc;
     is_shared_ = shared_.contains(access.address);
     bool found = false;
-    for (std::uintptr_t at = access.address & ~std::uintptr_t(1); at < access.address + access.bytes;
-         at += 2) {
+    const std::uintptr_t first = access.address & ~std::uintptr_t(1);
+    for (std::uintptr_t at = first; at < access.address + access.bytes; at += 2) {
       Cell& cell = cells_.at(at);
       if (!found) found = access.write ? check_write(cell, at) : check_read(cell, at);
       access.write ? record_write(cell) : record_read(cell);
@@ -197,8 +198,8 @@ bool RaceDetector::check_read(const Cell& cell, std::uintptr_t address) {
   return is_shared_ && !is_written && found(Kind::unwritten, address, now_);
 }
 
-// What raced with an earlier access, and is ordered before this one, races with this one's successors
-// no more than this one does: only this one is kept.
+// Whatever races with an earlier access that is ordered before this one also races with this one:
+// only this one is kept.
 void RaceDetector::record_write(Cell& cell) const {
   cell = Cell();
   cell.write = now_;

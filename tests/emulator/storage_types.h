@@ -1,5 +1,5 @@
-// bfloat16 and IEEE half as bits, with conversions that round to nearest even as CUDA's do: every NaN
-// that is stored is CUDA's 0x7fff.
+// bfloat16 and IEEE half as bits, with conversions that round to nearest even as CUDA's do: every
+// NaN that is stored is CUDA's 0x7fff.
 #pragma once
 
 #include <cstdint>

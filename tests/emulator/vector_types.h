@@ -1,9 +1,10 @@
 // CUDA's small vectors, without the CUDA toolkit.
 #pragma once
 
-// A vector is copied by one access of its full width, as a GPU does it: member by member, the memory
-// report would see narrow, strided accesses. The type of that access is loosely aligned, because a
-// plain build shall not crash; -fsanitize=alignment reports the address where a reference is bound.
+// A vector is copied by one access of its full width, as a GPU does it: member by member, the
+// memory report would see narrow, strided accesses. The type of that access is loosely aligned,
+// because a plain build shall not crash; -fsanitize=alignment reports the address where a reference
+// is bound.
 template <class T>
 struct alignas(2 * sizeof(T)) Pair {
   T x, y;

@@ -1,4 +1,5 @@
 #include "backward_keys.cuh"
+#include "passes.cuh"
 
 namespace fwm {
 namespace gpu {

@@ -11,14 +11,12 @@ namespace gpu {
 template <class Shape, bool Delta>
 struct KeysTiles {
   Scalars scalars;
-  DivisorGradients divisors;
   ValueTiles<Shape, Delta> values;
   FeatureTile q, k;
   float *dk, *dz;
 
   __device__ KeysTiles(SharedMemory& shared, const Features& f, int steps, int ld)
       : scalars(shared, steps),
-        divisors(shared, steps),
         values(shared, steps),
         q(shared, steps, ld),
         k(shared, steps, ld) {
@@ -28,24 +26,8 @@ struct KeysTiles {
     k.take_raw(shared, f, steps);
   }
   static std::size_t bytes(const Features& f, int steps, int ld) {
-    return Scalars::bytes(steps) + DivisorGradients::bytes(steps) +
-           ValueTiles<Shape, Delta>::bytes(steps) + 2 * FeatureTile::bytes(f, steps, ld) +
+    return Scalars::bytes(steps) + ValueTiles<Shape, Delta>::bytes(steps) + 2 * FeatureTile::bytes(f, steps, ld) +
            shared_bytes<float>(steps * ld) + shared_bytes<float>(ld);
-  }
-
-  // From the rule's own gradient to that of k_t: through the divisors, and through every z from here
-  // on, whose gradient is dz.
-  __device__ void normalize(const Span& span, bool first_slab, int width) const {
-    for (int c = threadIdx.x; c < width; c += blockDim.x) {
-      float sum = dz[c];
-      for (int i = 0; i < span.count; i++) {
-        const int at = i * k.ld + c;
-        sum += divisors.denominator[i] * q.phi[at] * scalars.q_divisor[i];
-        dk[at] = dk[at] / scalars.k_divisor[i] + (first_slab ? sum : 0.0f);
-        sum += divisors.kappa[i] * k.phi[at] * scalars.k_divisor[i];
-      }
-      dz[c] = sum;
-    }
   }
 };
 
@@ -59,6 +41,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   const int ld = columns.ld(), c = Slice<Shape>::column();
   const KeysTiles<Shape, Delta> tile(shared, a.features, steps, ld);
   const Head head(a.H, blockIdx.x);
+  const bool* mask = mask_of(a, head);
   const bool first_part = Slice<Shape>::part() == 0, norm = a.attn_norm != AttnNorm::none;
   const bool mapped = is_mapped(a.features) || norm;
   const float* d_final = static_cast<const float*>(a.d_final_normalizer);
@@ -69,21 +52,21 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   for (int first = 0; first < a.T; first += steps) {
     const Span span(a.T, first, steps, true);
     load_scalars(tile.scalars, a, head, span);
-    load_divisors(tile.divisors, a, kept, slab.first, head, span);
+    load_divisor_gradients(tile.scalars, a, kept, slab.first, head, span);
     tile.values.load(a, kept, slab, head, span);
     tile.q.load(a.features, a.q, a.dtype, head, span, columns.begin, columns.width);
-    tile.k.load(a.features, a.k, a.dtype, head, span, columns.begin, columns.width, a.mask);
+    tile.k.load(a.features, a.k, a.dtype, head, span, columns.begin, columns.width, mask);
     __syncthreads();
     if (mapped) {
-      map_features(tile.q, a.features, head, span, tile.scalars.q_divisor);
-      map_features(tile.k, a.features, head, span, tile.scalars.k_divisor, a.mask);
+      map_features(tile.q, a.features, span, tile.scalars.q_divisors());
+      map_features(tile.k, a.features, span, tile.scalars.k_divisors(), mask);
       __syncthreads();
     }
     parts.for_each(first == 0, [&](Column<Shape>& G, int from) {
       for (int i = 0; i < span.count; i++) {
         const int at = i * ld + from + c;
         G.write(Slice<Shape>(tile.values.dy + i * E), tile.q.phi[at]);
-        const float beta = Delta ? tile.scalars.beta[i] : 1.0f;
+        const float beta = Delta ? tile.scalars.beta(i) : 1.0f;
         const float dk = beta * G.read(Slice<Shape>(tile.values.written + i * E));
         if (Delta) G.write(Slice<Shape>(tile.values.dv + i * E), -beta * tile.k.phi[at]);
         if (first_part) tile.dk[at] = dk;
@@ -91,11 +74,12 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     });
     __syncthreads();
     if (norm) {
-      tile.normalize(span, slab.first, columns.width);
+      reverse_normalizer(tile.dz, tile.scalars, span, slab.first, columns.width,
+                         tile.q.phi, tile.k.phi, ld, tile.dk, ld);
       __syncthreads();
     }
-    store_gradients(tile.k, tile.dk, a.features, slab.dk, head, span, columns.begin, columns.width,
-                    a.mask);
+    store_gradients(a, slab.dk, true, tile.k.raw, tile.dk, ld, span,
+                    columns.begin, columns.width);
     __syncthreads();
   }
   float* d_normalizer = static_cast<float*>(a.d_normalizer);

@@ -1,4 +1,5 @@
 #include "backward_queries.cuh"
+#include "passes.cuh"
 
 namespace fwm {
 namespace gpu {

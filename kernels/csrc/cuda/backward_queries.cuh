@@ -11,14 +11,12 @@ namespace gpu {
 template <class Shape, bool Delta>
 struct QueriesTiles {
   Scalars scalars;
-  DivisorGradients divisors;
   ValueTiles<Shape, Delta> values;
   FeatureTile q, k;
   float *dq, *dk, *z;
 
   __device__ QueriesTiles(SharedMemory& shared, const Features& f, int steps, int ld)
       : scalars(shared, steps),
-        divisors(shared, steps),
         values(shared, steps),
         q(shared, steps, ld),
         k(shared, steps, ld) {
@@ -29,23 +27,8 @@ struct QueriesTiles {
     k.take_raw(shared, f, steps);
   }
   static std::size_t bytes(const Features& f, int steps, int ld) {
-    return Scalars::bytes(steps) + DivisorGradients::bytes(steps) +
-           ValueTiles<Shape, Delta>::bytes(steps) + 2 * FeatureTile::bytes(f, steps, ld) +
+    return Scalars::bytes(steps) + ValueTiles<Shape, Delta>::bytes(steps) + 2 * FeatureTile::bytes(f, steps, ld) +
            (Delta ? 2 : 1) * shared_bytes<float>(steps * ld) + shared_bytes<float>(ld);
-  }
-
-  // From the rule's own gradients to those of q_t and k_t: through the divisors, to z_t and z_{t-1}.
-  __device__ void normalize(const Span& span, int width) const {
-    for (int c = threadIdx.x; c < width; c += blockDim.x) {
-      float now = z[c];
-      for (int i = 0; i < span.count; i++) {
-        const int at = i * k.ld + c;
-        if (Delta) dk[at] = dk[at] / scalars.k_divisor[i] + divisors.kappa[i] * now;
-        now += k.phi[at] * scalars.k_divisor[i];
-        dq[at] = dq[at] / scalars.q_divisor[i] + divisors.denominator[i] * now;
-      }
-      z[c] = now;
-    }
   }
 };
 
@@ -59,6 +42,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   const int ld = columns.ld(), c = Slice<Shape>::column();
   const QueriesTiles<Shape, Delta> tile(shared, a.features, steps, ld);
   const Head head(a.H, blockIdx.x);
+  const bool* mask = mask_of(a, head);
   const bool first_part = Slice<Shape>::part() == 0, norm = a.attn_norm != AttnNorm::none;
   const bool mapped = is_mapped(a.features) || norm;
   const float* z_0 = static_cast<const float*>(a.normalizer);
@@ -69,22 +53,22 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   for (int first = 0; first < a.T; first += steps) {
     const Span span(a.T, first, steps, false);
     load_scalars(tile.scalars, a, head, span);
-    load_divisors(tile.divisors, a, kept, slab.first, head, span);
+    load_divisor_gradients(tile.scalars, a, kept, slab.first, head, span);
     tile.values.load(a, kept, slab, head, span);
     // Queries themselves are wanted only where their map is differentiated.
     if (is_mapped(a.features)) {
       tile.q.load(a.features, a.q, a.dtype, head, span, columns.begin, columns.width);
     }
-    tile.k.load(a.features, a.k, a.dtype, head, span, columns.begin, columns.width, a.mask);
+    tile.k.load(a.features, a.k, a.dtype, head, span, columns.begin, columns.width, mask);
     __syncthreads();
     if (mapped) {
-      map_features(tile.k, a.features, head, span, tile.scalars.k_divisor, a.mask);
+      map_features(tile.k, a.features, span, tile.scalars.k_divisors(), mask);
       __syncthreads();
     }
     parts.for_each(first == 0, [&](Column<Shape>& S, int from) {
       for (int i = 0; i < span.count; i++) {
         const int at = i * ld + from + c;
-        const float beta = Delta ? tile.scalars.beta[i] : 1.0f;
+        const float beta = Delta ? tile.scalars.beta(i) : 1.0f;
         if (Delta) {
           const float dk = -beta * S.read(Slice<Shape>(tile.values.dv + i * E));
           if (first_part) tile.dk[at] = dk;
@@ -96,13 +80,15 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     });
     __syncthreads();
     if (norm) {
-      tile.normalize(span, columns.width);
+      ahead_normalizer(tile.z, tile.scalars, span, columns.width, tile.k.phi, ld, tile.dq,
+                       tile.dk, ld);
       __syncthreads();
     }
-    store_gradients(tile.q, tile.dq, a.features, slab.dq, head, span, columns.begin, columns.width);
+    store_gradients(a, slab.dq, false, tile.q.raw, tile.dq, ld, span,
+                    columns.begin, columns.width);
     if (Delta) {
-      store_gradients(tile.k, tile.dk, a.features, slab.dk, head, span, columns.begin, columns.width,
-                      a.mask);
+      store_gradients(a, slab.dk, true, tile.k.raw, tile.dk, ld, span,
+                    columns.begin, columns.width);
     }
     __syncthreads();
   }

@@ -46,6 +46,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   SharedMemory shared;
   const ValuesTiles<Shape> tile(shared, a.features);
   const Head head(a.H, blockIdx.x);
+  const bool* mask = mask_of(a, head);
   const int K = int(a.features.K), V = int(a.V), begin = blockIdx.y * C;
   const int width = min(C, V - begin), c = Slice<Shape>::column();
   const bool first_part = Slice<Shape>::part() == 0;
@@ -58,19 +59,19 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     const Span span(a.T, first, steps, true);
     load_scalars(tile.scalars, a, head, span);
     tile.q.load(a.features, a.q, a.dtype, head, span, 0, K);
-    tile.k.load(a.features, a.k, a.dtype, head, span, 0, K, a.mask);
+    tile.k.load(a.features, a.k, a.dtype, head, span, 0, K, mask);
     load_tile(tile.dy, C, a.dy, a.dtype, head, span, begin, width);
     __syncthreads();
     if (mapped) {
-      map_features(tile.q, a.features, head, span, tile.scalars.q_divisor);
-      map_features(tile.k, a.features, head, span, tile.scalars.k_divisor, a.mask);
+      map_features(tile.q, a.features, span, tile.scalars.q_divisors());
+      map_features(tile.k, a.features, span, tile.scalars.k_divisors(), mask);
       __syncthreads();
     }
     for (int i = 0; i < span.count; i++) {
       G.write(Slice<Shape>(tile.q.phi + i * Shape::kRows), tile.dy[i * C + c]);
       const Slice<Shape> k(tile.k.phi + i * Shape::kRows);
       const float u = G.read(k);
-      if (Delta) G.write(k, -tile.scalars.beta[i] * u);
+      if (Delta) G.write(k, -tile.scalars.beta(i) * u);
       if (first_part) tile.out[i * C + c] = u;
     }
     __syncthreads();
@@ -93,7 +94,8 @@ __global__ void __launch_bounds__(128)
   if (row >= a.N * a.H * a.T) return;
   const Head head(a.H, unsigned(row / a.T));
   const Index t = row % a.T;
-  const bool writes = !a.mask || a.mask[head.n * a.T + t];
+  const bool* mask = mask_of(a, head);
+  const bool writes = !mask || mask[t];
   const bool norm = a.attn_norm != AttnNorm::none, full = a.attn_norm == AttnNorm::full;
   const float kappa = full ? static_cast<const float*>(a.kappa)[row] : -1.0f;
   float dy_y = 0.0f, u_r = 0.0f, retrieved_dv = 0.0f, beta = 0.0f;
@@ -134,6 +136,10 @@ void launch_backward_values(const Causal& a, const BackwardWorkspace& kept, cuda
     FWM_GPU_LAUNCH((backward_values_kernel<S, Delta>), grid, dim3(S::kThreads), ValuesTiles<S>::bytes(a.features), stream,
                    a, kept);
   });
+}
+
+template <bool Delta>
+void launch_backward_scalars(const Causal& a, const BackwardWorkspace& kept, cudaStream_t stream) {
   if (!Delta && a.attn_norm == AttnNorm::none) return;
   const Index rows = a.N * a.H * a.T;
   if (rows == 0) return;

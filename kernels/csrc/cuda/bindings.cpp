@@ -2,11 +2,16 @@
 // tensors stay where they are, and tests/emulator runs the kernels.
 #include <ATen/Context.h>
 
+#include <cstdlib>
+
 #include "../ops.h"
 #include "launch.h"
 
-#if !defined(FWM_EMULATED)
+#if defined(FWM_EMULATED)
+extern "C" std::size_t fwm_emulator_shared_limit(void);
+#else
 #include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #endif
@@ -18,6 +23,7 @@ namespace {
 struct Launching {
   explicit Launching(const Tensor&) {}
   void* stream() const { return nullptr; }
+  std::size_t shared_limit() const { return fwm_emulator_shared_limit(); }
   void check() const {}
 };
 #else
@@ -26,6 +32,12 @@ class Launching {
  public:
   explicit Launching(const Tensor& x) : guard_(x.device()) {}
   void* stream() const { return c10::cuda::getCurrentCUDAStream().stream(); }
+  std::size_t shared_limit() const {
+    int bytes = 0;
+    const int device = c10::cuda::current_device();
+    C10_CUDA_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    return std::size_t(bytes);
+  }
   void check() const { C10_CUDA_KERNEL_LAUNCH_CHECK(); }
 
  private:
@@ -41,6 +53,29 @@ void check(const Features& f, bool fp64) {
                     ": use impl='chunked', a smaller nu or smaller heads");
 }
 
+// FWM_CUDA_FORM=general or chunkwise asks for one form. Otherwise long sequences are handled chunkwise
+// where tensor cores may: of fp32 tensors if the caller has allowed tf32 (torch's own switch).
+gpu::Form choose(const Sequence& s, const Launching& on) {
+  constexpr Index kLong = 128;
+  const char* asked = std::getenv("FWM_CUDA_FORM");
+  const std::string form = asked ? asked : "auto";
+  TORCH_CHECK_VALUE(form == "auto" || form == "general" || form == "chunkwise",
+                    "FWM_CUDA_FORM=", form, ": choose auto, general or chunkwise");
+  const bool demanded = form == "chunkwise";
+  gpu::Form chosen;
+  chosen.shared_limit = on.shared_limit();
+  if (form == "general" || (!demanded && s.a.T < kLong)) return chosen;
+  const bool allowed = s.a.dtype != DType::f32 || at::globalContext().allowTF32CuBLAS();
+  const bool fits = s.a.T == 0 || gpu::chunkwise_fits(s.a, chosen.shared_limit);
+  TORCH_CHECK_VALUE(!demanded || allowed, "FWM_CUDA_FORM=chunkwise would round float32 tensors to tf32: "
+                    "allow it with torch.backends.cuda.matmul.allow_tf32 = True, or pass bf16 or fp16");
+  TORCH_CHECK_VALUE(!demanded || fits, "FWM_CUDA_FORM=chunkwise needs K and V in multiples of 16 up to "
+                    "256 and tiles that fit ", chosen.shared_limit, " bytes of shared memory, found K = ",
+                    s.a.features.K, " and V = ", s.a.V, ": unset it");
+  chosen.chunkwise = allowed && fits && s.a.T > 0;
+  return chosen;
+}
+
 struct CUDA {
   static constexpr bool kGathersInPlace = false;
 
@@ -51,7 +86,9 @@ struct CUDA {
     Tensor denominator, kappa;
     if (s.norm() && !a.denominator) a.denominator = (denominator = scalars(s)).data_ptr();
     if (s.full() && !a.kappa) a.kappa = (kappa = scalars(s)).data_ptr();
-    gpu::forward(a, on.stream());
+    const gpu::Form form = choose(s, on);
+    const Tensor workspace = s.empty({gpu::forward_workspace(a, form)});
+    gpu::forward(a, form, workspace.data_ptr<float>(), on.stream());
     on.check();
   }
 
@@ -59,8 +96,9 @@ struct CUDA {
     check(s.a.features, s.fp64);
     TORCH_CHECK_VALUE(s.a.V > 0, "the CUDA kernels have no gradients without value features (V = 0)");
     const Launching on(s.q);
-    const Tensor workspace = s.empty({gpu::backward_workspace(s.a)});
-    gpu::backward(s.a, workspace.data_ptr<float>(), on.stream());
+    const gpu::Form form = choose(s, on);
+    const Tensor workspace = s.empty({gpu::backward_workspace(s.a, form)});
+    gpu::backward(s.a, form, workspace.data_ptr<float>(), on.stream());
     on.check();
   }
 

@@ -99,28 +99,57 @@ struct ValueTiles {
       load_tile(written, E, r, DType::f32, head, span, slab.begin, slab.count);
       load_tile(dv, E, u, DType::f32, head, span, slab.begin, slab.count);
     } else {
-      load_tile(written, E, a.v, a.dtype, head, span, slab.begin, slab.count, a.mask);
+      load_tile(written, E, a.v, a.dtype, head, span, slab.begin, slab.count, mask_of(a, head));
     }
   }
 };
 
-// Two gradients of the divisors per time step.
-struct DivisorGradients {
-  float *denominator, *kappa;
-
-  __device__ DivisorGradients(SharedMemory& shared, int steps)
-      : denominator(shared.take<float>(steps)), kappa(shared.take<float>(steps)) {}
-  static std::size_t bytes(int steps) { return 2 * shared_bytes<float>(steps); }
-};
-
-FWM_GPU_CALL void load_divisors(DivisorGradients to, const Causal& a, const BackwardWorkspace& kept,
-                                bool first_slab, Head head, Span span) {
+FWM_GPU_INLINE void load_divisor_gradients(Scalars to, const Causal& a, const BackwardWorkspace& kept,
+                                           bool first_slab, Head head, Span span) {
   const bool on = first_slab && a.attn_norm != AttnNorm::none;
   const bool full = on && a.attn_norm == AttnNorm::full;
   for_steps(span, [&](int i, Index t) {
-    to.denominator[i] = on ? kept.d_denominator[span.at(head.index, t)] : 0.0f;
-    to.kappa[i] = full ? kept.d_kappa[span.at(head.index, t)] : 0.0f;
+    to.d_q_divisor(i) = on ? scalars_of(kept.d_denominator, a, head)[t] : 0.0f;
+    to.d_k_divisor(i) = full ? scalars_of(kept.d_kappa, a, head)[t] : 0.0f;
   });
+}
+
+// Attention normalisation, backward in time: from the rule's own gradient of k_t to that of k_t itself,
+// through its divisor and through every z from here on, whose gradient is dz. Rows of q and k are as
+// the rule sees them; each thread has columns of its own.
+template <class E>
+FWM_GPU_CALL void reverse_normalizer(float* dz, Scalars scalars, Span span,
+                                     bool first_slab, int width, const E* q, const E* k, int ld,
+                                     float* dk, int ld_dk) {
+  for (int c = threadIdx.x; c < width; c += blockDim.x) {
+    float sum = dz[c];
+    for (int step = 0; step < span.count; step++) {
+      const int i = span.direction < 0 ? step : span.count - 1 - step;
+      const float q_divisor = scalars.q_divisors()[i], k_divisor = scalars.k_divisors()[i];
+      float* out = dk + i * ld_dk + c;
+      sum += scalars.d_q_divisor(i) * q_divisor * to_float(q[i * ld + c]);
+      *out = __fdividef(*out, k_divisor) + (first_slab ? sum : 0.0f);
+      sum += scalars.d_k_divisor(i) * k_divisor * to_float(k[i * ld + c]);
+    }
+    dz[c] = sum;
+  }
+}
+
+// Forward in time: through the divisors of q_t and, where dk is given, of k_t, to z_t and z_{t-1}.
+template <class E>
+FWM_GPU_CALL void ahead_normalizer(float* z, Scalars scalars, Span span,
+                                   int width, const E* k, int ld, float* dq, float* dk, int ld_d) {
+  for (int c = threadIdx.x; c < width; c += blockDim.x) {
+    float now = z[c];
+    for (int i = 0; i < span.count; i++) {
+      const int at = i * ld_d + c;
+      const float q_divisor = scalars.q_divisors()[i], k_divisor = scalars.k_divisors()[i];
+      if (dk) dk[at] = __fdividef(dk[at], k_divisor) + scalars.d_k_divisor(i) * now;
+      now += to_float(k[i * ld + c]) * k_divisor;
+      dq[at] = __fdividef(dq[at], q_divisor) + scalars.d_q_divisor(i) * now;
+    }
+    z[c] = now;
+  }
 }
 
 }  // namespace gpu

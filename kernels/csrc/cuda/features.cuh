@@ -76,12 +76,12 @@ struct FeatureTile {
 };
 
 // After a barrier: apply the map and divide row i by divisor[i]; masked rows become zeros.
-FWM_GPU_CALL void map_features(FeatureTile tile, const Features& f, Head head, Span span,
-                               const float* divisor, const bool* mask = nullptr) {
+FWM_GPU_CALL void map_features(FeatureTile tile, const Features& f, Span span, const float* divisor,
+                               const bool* mask = nullptr) {
   const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
   for (int i = threadIdx.x / 32; i < span.count; i += warps) {
     float* row = tile.phi + i * tile.ld;
-    const bool writes = !mask || mask[span.at(head.n, span.time(i))];
+    const bool writes = !mask || mask[span.time(i)];
     float factor = writes ? __fdividef(1.0f, divisor[i]) : 0.0f;
     if (!is_mapped(f)) {
       for (int j = lane; j < tile.ld; j += 32) row[j] *= factor;
@@ -140,9 +140,9 @@ struct Sink {
   float* wide = nullptr;
   bool add = false, last = true;
 
-  __device__ void store(const Head& head, const Span& span, Index t, int d, int c, float x) const {
+  __device__ void store(const Causal& a, const Head& head, Index t, int c, float x) const {
     const Index row = head.offset(out) + t * out.t + c;
-    float* sum = wide ? wide + span.at(head.index, t) * d + c : static_cast<float*>(out.data) + row;
+    float* sum = wide ? wide + (head.index * a.T + t) * a.features.d + c : static_cast<float*>(out.data) + row;
     if (add) x += *sum;
     if (!last || dtype == DType::f32) {
       *sum = x;
@@ -155,22 +155,23 @@ struct Sink {
 };
 
 // Gradients of the features of a block of time steps to the raw rows; masked rows get zeros.
-FWM_GPU_CALL void store_gradients(FeatureTile rows, float* d_phi, const Features& f, const Sink& sink,
-                                  Head head, Span span, int begin, int width,
-                                  const bool* mask = nullptr) {
-  const auto writes = [&](Index t) { return !mask || mask[span.at(head.n, t)]; };
-  const int d = int(f.d);
+FWM_GPU_CALL void store_gradients(const Causal& a, const Sink& sink, bool masked, const float* raw,
+                                  float* d_phi, int ld, Span span, int begin, int width) {
+  const Features& f = a.features;
+  const Head head(a.H, blockIdx.x);
+  const bool* mask = masked ? mask_of(a, head) : nullptr;
+  const auto writes = [&](Index t) { return !mask || mask[t]; };
   if (!is_mapped(f)) {
     for_elements(span.count, width, [&](int i, int c) {
       const Index t = span.time(i);
-      sink.store(head, span, t, d, begin + c, writes(t) ? d_phi[i * rows.ld + c] : 0.0f);
+      sink.store(a, head, t, begin + c, writes(t) ? d_phi[i * ld + c] : 0.0f);
     });
     return;
   }
   for (int i = threadIdx.x / 32; i < span.count; i += blockDim.x / 32) {
     const Index t = span.time(i);
-    map_backward(f, rows.raw + i * d, d_phi + i * rows.ld, [&](int c, float dx) {
-      sink.store(head, span, t, d, c, writes(t) ? dx : 0.0f);
+    map_backward(f, raw + i * int(f.d), d_phi + i * ld, [&](int c, float dx) {
+      sink.store(a, head, t, c, writes(t) ? dx : 0.0f);
     });
   }
 }

@@ -37,6 +37,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks) forward_kerne
   SharedMemory shared;
   const ForwardTiles<Shape, Delta> tile(shared, a.features);
   const Head head(a.H, blockIdx.x);
+  const bool* mask = mask_of(a, head);
   const int K = int(a.features.K), V = int(a.V), begin = blockIdx.y * C;
   const int width = min(C, V - begin), c = Slice<Shape>::column();
   const bool first_part = Slice<Shape>::part() == 0;
@@ -49,12 +50,12 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks) forward_kerne
     const Span span(a.T, first, steps, false);
     load_scalars(tile.scalars, a, head, span);
     tile.q.load(a.features, a.q, a.dtype, head, span, 0, K);
-    tile.k.load(a.features, a.k, a.dtype, head, span, 0, K, a.mask);
-    load_tile(tile.v, C, a.v, a.dtype, head, span, begin, width, a.mask);
+    tile.k.load(a.features, a.k, a.dtype, head, span, 0, K, mask);
+    load_tile(tile.v, C, a.v, a.dtype, head, span, begin, width, mask);
     __syncthreads();
     if (mapped) {
-      map_features(tile.q, a.features, head, span, tile.scalars.q_divisor);
-      map_features(tile.k, a.features, head, span, tile.scalars.k_divisor, a.mask);
+      map_features(tile.q, a.features, span, tile.scalars.q_divisors());
+      map_features(tile.k, a.features, span, tile.scalars.k_divisors(), mask);
       __syncthreads();
     }
     for (int i = 0; i < span.count; i++) {
@@ -63,7 +64,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks) forward_kerne
       if constexpr (Delta) {
         x -= S.read(k);
         if (first_part) tile.r[i * C + c] = x;
-        x *= tile.scalars.beta[i];
+        x *= tile.scalars.beta(i);
       }
       S.write(k, x);
       const float y = S.read(Slice<Shape>(tile.q.phi + i * Shape::kRows));

@@ -1,5 +1,6 @@
-// The one include of every kernel. nvcc compiles the kernels for a GPU; a plain C++ compiler compiles
-// the same source for the emulator of the tests (-I tests/emulator), which runs it on the CPU.
+// The one include of every kernel. nvcc compiles the kernels for a GPU; a plain C++ compiler
+// compiles the same source for the emulator of the tests (-I tests/emulator), which runs it on the
+// CPU.
 #pragma once
 
 #include <cstddef>
@@ -24,7 +25,8 @@ constexpr int kWarpSize = 32;
 // A function that is called, not inlined; a kernel's parameter that others may take by reference
 // without a copy per thread; and what must hold unless a caller is wrong: a GPU stops with an error.
 #if defined(__CUDACC__)
-#define FWM_GPU_CALL static __device__ __forceinline__
+#define FWM_GPU_CALL static __device__ __noinline__
+#define FWM_GPU_INLINE static __device__ __forceinline__
 #define FWM_GPU_PARAMETER const __grid_constant__
 #define FWM_GPU_CHECK(condition) \
   do {                           \
@@ -32,6 +34,7 @@ constexpr int kWarpSize = 32;
   } while (0)
 #else
 #define FWM_GPU_CALL static inline
+#define FWM_GPU_INLINE static inline
 #define FWM_GPU_PARAMETER const
 #define FWM_GPU_CHECK(condition)                                      \
   do {                                                                \
@@ -133,8 +136,8 @@ using emulator::copy_async_wait_all;
 #if defined(__CUDACC__)
 // Errors stay in cudaGetLastError(), as a launch's own do.
 template <class... Parameters>
-void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared,
-            cudaStream_t stream, std::decay_t<Parameters>... arguments) {
+void launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared,
+                   cudaStream_t stream, std::decay_t<Parameters>... arguments) {
   constexpr std::size_t without_asking = 48 << 10;
   if (shared > without_asking) {
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -143,11 +146,11 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t sh
   kernel<<<grid, block, shared, stream>>>(arguments...);
 }
 #define FWM_GPU_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-  ::fwm::gpu::launch(kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
+  ::fwm::gpu::launch_kernel(kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
 #else
-#define FWM_GPU_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                          \
-  ::fwm::emulator::launch({#kernel, __FILE__, __LINE__}, kernel, grid, block, shared_bytes, stream, \
-                          __VA_ARGS__)
+#define FWM_GPU_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                         \
+  ::fwm::emulator::launch({#kernel, __FILE__, __LINE__}, kernel, grid, block, shared_bytes,    \
+                          stream, __VA_ARGS__)
 #endif
 
 }  // namespace gpu

@@ -3,6 +3,8 @@
 // less than 2^31.
 #pragma once
 
+#include <cstddef>
+
 #include "../problem.h"
 
 namespace fwm {
@@ -10,13 +12,22 @@ namespace gpu {
 
 constexpr int kMaxFeatures = 1024;
 
-// causal_sum or causal_delta (with a.beta). With attention normalisation a.denominator, and of the
-// kind `full` a.kappa, must be given: they are read back.
-void forward(const Causal& a, void* stream);
+// Which kernels run. The general ones take any size and compute in fp32. The chunkwise ones multiply
+// bf16, fp16 or (of fp32 tensors) tf32 numbers by tensor cores; K and V must be multiples of 16 up to
+// 256, and their tiles must fit the shared memory that a block can have.
+struct Form {
+  bool chunkwise = false;
+  std::size_t shared_limit = 0;
+};
+bool chunkwise_fits(const Causal& a, std::size_t shared_limit);
 
-// How many fp32 numbers of device memory `backward` needs to work in.
-Index backward_workspace(const Causal& a);
-void backward(const Causal& a, float* workspace, void* stream);
+// causal_sum or causal_delta (with a.beta). With attention normalisation a.denominator, and of the
+// kind `full` a.kappa, must be given: they are read back. A workspace is device memory of as many
+// fp32 numbers as its function says.
+Index forward_workspace(const Causal& a, const Form& form);
+void forward(const Causal& a, const Form& form, float* workspace, void* stream);
+Index backward_workspace(const Causal& a, const Form& form);
+void backward(const Causal& a, const Form& form, float* workspace, void* stream);
 
 // With attention normalisation `divisors` has room for 2 N H numbers. With `rows`, states are read
 // from other places than they are written to.

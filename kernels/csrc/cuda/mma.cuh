@@ -4,8 +4,8 @@
 //     m16n16k16   Bf16 or Half
 //     m16n16k8    precision::tf32; elements are floats that __float_to_tf32 has rounded
 //
-// Tiles start at multiples of 32 bytes; rows lie a multiple of 16 bytes apart. Loads and stores order
-// no memory: lanes see each other's tiles after __syncwarp(), warps after __syncthreads().
+// Tiles start at multiples of 32 bytes; rows lie a multiple of 16 bytes apart. Loads and stores
+// order no memory: lanes see each other's tiles after __syncwarp(), warps after __syncthreads().
 #pragma once
 
 #include "gpu.cuh"

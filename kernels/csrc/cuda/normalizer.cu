@@ -1,4 +1,5 @@
 #include "normalizer.cuh"
+#include "passes.cuh"
 
 namespace fwm {
 namespace gpu {

@@ -37,6 +37,7 @@ __global__ void __launch_bounds__(kNormalizerThreads, 4) normalizer_kernel(FWM_G
   SharedMemory shared;
   const NormalizerTiles tiles(shared, a.features);
   const Head head(a.H, blockIdx.x);
+  const bool* mask = mask_of(a, head);
   const int K = int(a.features.K), tid = threadIdx.x;
   float z[kMine];
   const float* z_0 = static_cast<const float*>(a.normalizer);
@@ -50,11 +51,11 @@ __global__ void __launch_bounds__(kNormalizerThreads, 4) normalizer_kernel(FWM_G
   for (int first = 0; first < a.T; first += kNormalizerSteps) {
     const Span span(a.T, first, kNormalizerSteps, false);
     tiles.q.load(a.features, a.q, a.dtype, head, span, 0, K);
-    tiles.k.load(a.features, a.k, a.dtype, head, span, 0, K, a.mask);
+    tiles.k.load(a.features, a.k, a.dtype, head, span, 0, K, mask);
     __syncthreads();
     if (is_mapped(a.features)) {
-      map_features(tiles.q, a.features, head, span, tiles.ones);
-      map_features(tiles.k, a.features, head, span, tiles.ones, a.mask);
+      map_features(tiles.q, a.features, span, tiles.ones);
+      map_features(tiles.k, a.features, span, tiles.ones, mask);
       __syncthreads();
     }
     for (int i = 0; i < span.count; i++) {
@@ -82,7 +83,7 @@ __global__ void __launch_bounds__(kNormalizerThreads, 4) normalizer_kernel(FWM_G
         const float* sums = tiles.sums + 3 * (i * kNormalizerWarps + w);
         before += sums[0], after += sums[1], written += sums[2];
       }
-      const Index at = span.at(head.index, t);
+      const Index at = head.index * a.T + t;
       static_cast<float*>(a.denominator)[at] = after + float(kAttnNormEps);
       if (a.kappa) {
         static_cast<float*>(a.kappa)[at] = written > 0.0f ? before + float(kAttnNormEps) : -1.0f;

@@ -18,7 +18,7 @@ struct Shape {
   static constexpr int kColumns = kThreads / Split;
   // Blocks per multiprocessor that registers leave room for: half of its threads where slices are
   // short.
-  static constexpr int kBlocks = (Slice <= 8 ? 1024 : Slice <= 16 ? 768 : 512) / kThreads;
+  static constexpr int kBlocks = (kRows <= 64 ? 1024 : 512) / kThreads;
   // Time steps that a pass over keys and queries prepares at a time: a constant, so that where its
   // tiles lie costs no registers.
   static constexpr int kSteps = kRows <= 64 ? 16 : kRows <= 1024 ? 2048 / kRows : 1;

@@ -1,10 +1,9 @@
 #include "launch.h"
+#include "passes.cuh"
 #include "step.cuh"
 
 namespace fwm {
 namespace gpu {
-
-void normalizer(const Causal&, const Index* rows, cudaStream_t);
 
 void step(const Step& a, float* divisors, void* stream_) {
   const cudaStream_t stream = static_cast<cudaStream_t>(stream_);

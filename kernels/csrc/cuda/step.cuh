@@ -51,9 +51,10 @@ __global__ void step_kernel(FWM_GPU_PARAMETER Step a, const float* denominator, 
   FWM_GPU_CHECK(source >= 0 && source < a.source_rows);
   const float* old = static_cast<const float*>(a.state) + (source * a.H + head.h) * K * V;
   float* fresh = static_cast<float*>(a.new_state) + Index(head.index) * K * V;
-  const bool writes = !a.mask || a.mask[head.n];
+  const bool* mask = of_sequence(a.mask, head.n, 1);
+  const bool writes = !mask || *mask;
   tile.q.load(a.features, a.q, a.dtype, head, now, 0, K);
-  tile.k.load(a.features, a.k, a.dtype, head, now, 0, K, a.mask);
+  tile.k.load(a.features, a.k, a.dtype, head, now, 0, K, mask);
   if (threadIdx.x == 0) tile.ones[0] = 1.0f;
   float s[Slice];
 #pragma unroll
@@ -63,8 +64,8 @@ __global__ void step_kernel(FWM_GPU_PARAMETER Step a, const float* denominator, 
   }
   __syncthreads();
   if (is_mapped(a.features)) {
-    map_features(tile.q, a.features, head, now, tile.ones);
-    map_features(tile.k, a.features, head, now, tile.ones, a.mask);
+    map_features(tile.q, a.features, now, tile.ones);
+    map_features(tile.k, a.features, now, tile.ones, mask);
     __syncthreads();
   }
   const float q_divisor = denominator ? denominator[head.index] : 1.0f;

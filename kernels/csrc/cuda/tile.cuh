@@ -19,17 +19,29 @@ struct Head {
   __device__ Index offset(const Rows& rows) const { return n * rows.n + h * rows.h; }
 };
 
-// `count` time steps after `first` ones; reversed, both are counted from the end.
+// `count` time steps after `before` ones; reversed, both are counted from the end.
 struct Span {
-  int T, first, count;
-  bool reversed;
+  int first, direction, count;
 
-  __device__ Span(Index T_, int first_, int steps, bool reversed_)
-      : T(int(T_)), first(first_), count(min(int(T_) - first_, steps)), reversed(reversed_) {}
-  __device__ Index time(int i) const { return reversed ? T - 1 - first - i : first + i; }
-  // Where a position's number is in (., T).
-  __device__ Index at(unsigned row, Index t) const { return Index(row) * T + t; }
+  __device__ Span(Index T, int before, int steps, bool reversed)
+      : first(reversed ? int(T) - 1 - before : before),
+        direction(reversed ? -1 : 1),
+        count(min(int(T) - before, steps)) {}
+  __device__ Index time(int i) const { return first + direction * i; }
 };
+
+// Where the numbers of a sequence begin in (., T), if they are there.
+template <class F>
+__device__ __forceinline__ const F* of_sequence(const F* numbers, unsigned row, Index T) {
+  return numbers ? numbers + Index(row) * T : nullptr;
+}
+__device__ __forceinline__ const bool* mask_of(const Causal& a, const Head& head) {
+  return of_sequence(a.mask, head.n, a.T);
+}
+__device__ __forceinline__ const float* scalars_of(const void* numbers, const Causal& a,
+                                                   const Head& head) {
+  return of_sequence(static_cast<const float*>(numbers), head.index, a.T);
+}
 
 // Call run(F{}) with the storage type of rows.
 template <class Run>
@@ -55,20 +67,21 @@ __device__ __forceinline__ void for_steps(const Span& span, Run run) {
   for (int i = threadIdx.x; i < span.count; i += blockDim.x) run(i, span.time(i));
 }
 
-// tile[i][c] = columns [begin, begin + width) of the rows; zeros up to `ld` and at masked steps.
-FWM_GPU_CALL void load_tile(float* tile, int ld, Rows rows, DType dtype, Head head, Span span,
+// tile[i][c] = columns [begin, begin + width) of the rows; zeros up to `ld` and at masked steps (`mask`
+// is the sequence's own).
+FWM_GPU_INLINE void load_tile(float* tile, int ld, Rows rows, DType dtype, Head head, Span span,
                             int begin, int width, const bool* mask = nullptr) {
   with_storage(dtype, [&](auto storage) {
     using F = decltype(storage);
     const F* from = static_cast<const F*>(rows.data) + head.offset(rows) + begin;
     for_elements(span.count, ld, [&](int i, int c) {
       const Index t = span.time(i);
-      const bool there = c < width && (!mask || mask[span.at(head.n, t)]);
+      const bool there = c < width && (!mask || mask[t]);
       tile[i * ld + c] = there ? to_float(from[t * rows.t + c]) : 0.0f;
     });
   });
 }
-FWM_GPU_CALL void store_tile(const float* tile, int ld, Rows rows, DType dtype, Head head, Span span,
+FWM_GPU_INLINE void store_tile(const float* tile, int ld, Rows rows, DType dtype, Head head, Span span,
                              int begin, int width) {
   with_storage(dtype, [&](auto storage) {
     using F = decltype(storage);
@@ -87,29 +100,35 @@ __host__ __device__ inline Rows dense_rows(const void* data, Index H, Index T, I
   return rows;
 }
 
-// What the rule sees of a block of time steps: write strengths, and what queries and keys are divided
-// by for attention normalisation.
-struct Scalars {
-  float *beta, *q_divisor, *k_divisor;
-
+// Numbers of a block of time steps that all threads want: the rule's write strengths, what attention
+// normalisation divides queries and keys by and, backward, the gradients of these divisors.
+class Scalars {
+ public:
   __device__ Scalars(SharedMemory& shared, int steps)
-      : beta(shared.take<float>(steps)),
-        q_divisor(shared.take<float>(steps)),
-        k_divisor(shared.take<float>(steps)) {}
-  static std::size_t bytes(int steps) { return 3 * shared_bytes<float>(steps); }
+      : data_(shared.take<float>(kKinds * steps)), steps_(steps) {}
+  static std::size_t bytes(int steps) { return shared_bytes<float>(kKinds * steps); }
+
+  __device__ __forceinline__ float& beta(int i) const { return data_[i]; }
+  __device__ __forceinline__ float* q_divisors() const { return data_ + steps_; }
+  __device__ __forceinline__ float* k_divisors() const { return data_ + 2 * steps_; }
+  __device__ __forceinline__ float& d_q_divisor(int i) const { return data_[3 * steps_ + i]; }
+  __device__ __forceinline__ float& d_k_divisor(int i) const { return data_[4 * steps_ + i]; }
+
+ private:
+  static constexpr int kKinds = 5;
+  float* data_;
+  int steps_;
 };
 
-FWM_GPU_CALL void load_scalars(Scalars to, const Causal& a, Head head, Span span) {
+FWM_GPU_INLINE void load_scalars(Scalars to, const Causal& a, Head head, Span span) {
   const float* betas = static_cast<const float*>(a.beta.data) + (a.beta.data ? head.offset(a.beta) : 0);
+  const bool* mask = mask_of(a, head);
   for_steps(span, [&](int i, Index t) {
-    const Index at = span.at(head.index, t);
-    const bool writes = !a.mask || a.mask[span.at(head.n, t)];
-    const bool full = a.attn_norm == AttnNorm::full;
-    const float kappa = full ? fabsf(static_cast<const float*>(a.kappa)[at]) : 1.0f;
-    to.q_divisor[i] =
-        a.attn_norm == AttnNorm::none ? 1.0f : static_cast<const float*>(a.denominator)[at];
-    to.k_divisor[i] = kappa;
-    to.beta[i] = a.beta.data && writes ? betas[t * a.beta.t] * kappa : 0.0f;
+    const bool norm = a.attn_norm != AttnNorm::none, full = a.attn_norm == AttnNorm::full;
+    const float kappa = full ? fabsf(scalars_of(a.kappa, a, head)[t]) : 1.0f;
+    to.q_divisors()[i] = norm ? scalars_of(a.denominator, a, head)[t] : 1.0f;
+    to.k_divisors()[i] = kappa;
+    to.beta(i) = a.beta.data && (!mask || mask[t]) ? betas[t * a.beta.t] * kappa : 0.0f;
   });
 }
 
