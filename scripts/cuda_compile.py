@@ -27,7 +27,7 @@ NoToolkit, cuda_home, headers = (_toolkit[name] for name in ("NoToolkit", "cuda_
 
 # What setup.py gives nvcc.
 FLAGS = ("-std=c++17", "-O3", "-lineinfo")
-FORMAT = 3  # of what is kept
+FORMAT = 4  # of what is kept
 ENTRY = re.compile(r"Compiling entry function '(\S+)' for")
 USED = re.compile(r"Used (\d+) registers")
 STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -37,6 +37,15 @@ PTX_PRODUCT = re.compile(r"\b(?:wmma\.mma|mma|wgmma\.mma_async)\.[\w.:]+")
 SASS_FUNCTION = re.compile(r"^\s*Function : (\S+)")
 SASS_OPCODE = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
 SASS_PRODUCTS = ("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA")
+# nvcc and the emulator shall call a kernel by one name.
+SHORTER = {
+    "(anonymous namespace)::": "",
+    "fwm::gpu::": "",
+    "fwm::emulator::": "",
+    "fwm::": "",
+    "__nv_bfloat16": "Bf16",
+    "__half": "Half",
+}
 # Of the other instructions, those that a reader of the report asks for.
 TOLD = ("LDL", "STL", "LDS", "STS", "LDG", "STG", "LDGSTS", "SHFL", "BAR", "FFMA", "FMUL", "MUFU")
 
@@ -52,8 +61,8 @@ class Kernel:
     Attributes:
         symbol: mangled name.
         name: readable one, with template arguments.
-        spills: bytes stored and loaded because registers did not do.
-        stack: bytes of a thread's own memory.
+        spills: bytes stored and loaded because registers did not do, here and in what is called.
+        stack: bytes of a thread's own memory, of both.
         shared: bytes of static shared memory.
         products: instructions for tensor cores, by kind.
         products_from: ``SASS``, or ``PTX`` where no cuobjdump is there.
@@ -158,10 +167,13 @@ def _parse_log(log: str) -> Iterator[Kernel]:
         if not (entry := ENTRY.search(part)):
             continue
         kernel = Kernel(entry[1], "", "", "")
-        if not (used := USED.search(part)) or not (stack := STACK.search(part)):
+        # The kernel's own line and those of the functions that it calls.
+        stacks = [tuple(map(int, found)) for found in STACK.findall(part)]
+        if not (used := USED.search(part)) or not stacks:
             raise CompileError(f"ptxas -v says something else than expected:\n{part}")
         kernel.registers = int(used[1])
-        kernel.stack, kernel.spills = int(stack[1]), int(stack[2]) + int(stack[3])
+        kernel.stack = sum(stack for stack, _, _ in stacks)
+        kernel.spills = sum(stores + loads for _, stores, loads in stacks)
         kernel.shared = int(static[1]) if (static := STATIC.search(part)) else 0
         yield kernel
 
@@ -200,8 +212,9 @@ def readable(symbols: list[str]) -> list[str]:
 
 
 def _short(name: str) -> str:
-    name = name.replace("(anonymous namespace)::", "").replace("fwm::gpu::", "")
-    name = name.replace("fwm::", "").removeprefix("void ")
+    for long, short in SHORTER.items():
+        name = name.replace(long, short)
+    name = name.removeprefix("void ")
     depth = 0
     for at, letter in enumerate(name):
         depth += (letter == "<") - (letter == ">")

@@ -7,7 +7,7 @@ none. So a problem can have any size, and needs no data.
 import ctypes
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -135,8 +135,21 @@ def _as_structure(problem: Problem) -> _LaunchProblem:
     )
 
 
-def representative() -> Iterator[Problem]:
-    """Yield problems that between them launch every kernel, with every kind of shared memory."""
+def representative(launchers: Launchers, shared_limit: int) -> Iterator[Problem]:
+    """Yield problems that between them launch every kernel, with every kind of shared memory.
+
+    Args:
+        launchers: who says what the chunkwise kernels take.
+        shared_limit: bytes that a block of the GPU may have.
+    """
+    for problem in _general():
+        yield problem
+        chunkwise = replace(problem, chunkwise=True, shared_limit=shared_limit)
+        if launchers.chunkwise_fits(chunkwise):
+            yield chunkwise
+
+
+def _general() -> Iterator[Problem]:
     sizes = (16, 32, 64, 128, 256, 512, 1024)
     maps = (("none", 0, False), ("elu", 0, True), ("dpfp", 1, True), ("dpfp", 3, True))
     columns = sorted({(K, V) for K in sizes for V in (K, 64, 128)})
@@ -144,7 +157,7 @@ def representative() -> Iterator[Problem]:
         # DPFP makes 2 nu features of each number.
         features = max(K // (2 * nu), 1) * 2 * nu if name == "dpfp" else K
         shape = {"K": features, "V": V, "map": name, "nu": nu, "sum_norm": sum_norm}
-        yield Problem(rule, **shape)
-        yield Problem(rule, **shape, dtype="bfloat16")
+        for dtype in "float32", "bfloat16", "float16":
+            yield Problem(rule, **shape, dtype=dtype)
         for attn_norm in ("output", "full") if rule == "delta" else ("output",):
             yield Problem(rule, **shape, attn_norm=attn_norm)

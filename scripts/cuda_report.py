@@ -19,12 +19,12 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from cuda_compile import CompileError, Kernel, NoToolkit, compiled, nvcc_version
+from cuda_compile import CompileError, Kernel, NoToolkit, compiled, nvcc_version, readable
 from cuda_launches import LaunchError, Launchers, representative, sources
 from cuda_occupancy import GPU, GPUS, gpus_of, occupancy
 from emulation import Unavailable
@@ -49,47 +49,56 @@ class Shape:
 
 @dataclass
 class Row:
-    """A kernel on an architecture, how the launchers launch it, and what that fills of GPUs.
+    """A kernel on an architecture, and how much of the GPUs that run it the launches fill.
 
     Attributes:
-        occupancies: by GPU, in the order of ``shapes``.
+        filled: by GPU: launches, and resident warps over the most that a multiprocessor holds.
     """
 
     kernel: Kernel
-    shapes: list[Shape]
-    occupancies: dict[str, list[float]] = field(default_factory=dict)
+    filled: dict[str, list[tuple[Shape, float]]]
 
     @property
     def chunkwise(self) -> bool:
         """Whether the kernel works on chunks, with tensor cores."""
         return "chunk" in self.kernel.source or "chunk" in self.kernel.name
 
-    def filled(self, gpu: GPU) -> list[tuple[Shape, float]]:
-        """Return the launches with what each fills of a GPU's multiprocessor."""
-        return list(zip(self.shapes, self.occupancies[gpu.name], strict=True))
-
     @property
     def where(self) -> str:
         """The kernel and the architecture, for messages."""
         return f"{self.kernel.name} on {self.kernel.arch}"
 
+    @property
+    def shapes(self) -> list[Shape]:
+        """The launches on all GPUs."""
+        return sorted({shape for pairs in self.filled.values() for shape, _ in pairs})
 
-def launch_shapes() -> dict[str, list[Shape]]:
-    """Return how representative problems launch each kernel, by its mangled name.
+
+def launch_shapes() -> dict[int, dict[str, list[Shape]]]:
+    """Return how representative problems launch each kernel, by its readable name.
+
+    Returns:
+        That, by the shared memory that a block may have: the launchers fit themselves to it.
 
     Raises:
         emulation.Unavailable: no compiler for the emulator.
         LaunchError: a launcher refuses one of the problems.
     """
     launchers = Launchers()
+    limits = sorted({gpu.block_shared for gpu in GPUS})
+    return {limit: _launch_shapes(launchers, limit) for limit in limits}
+
+
+def _launch_shapes(launchers: Launchers, limit: int) -> dict[str, list[Shape]]:
     found: dict[str, set[Shape]] = {}
-    for problem in representative():
+    for problem in representative(launchers, limit):
         small = max(problem.K, problem.V) <= SMALL
         for operation in OPERATIONS:
             for launch in launchers.launches(problem, operation):
                 shape = Shape(launch.threads, launch.shared, small)
                 found.setdefault(launch.kernel, set()).add(shape)
-    return {kernel: sorted(shapes) for kernel, shapes in found.items()}
+    names = readable(list(found))
+    return {name: sorted(shapes) for name, shapes in zip(names, found.values(), strict=True)}
 
 
 def collect(archs: Sequence[str], jobs: int = 1, progress: Callable = iter) -> list[Row]:
@@ -107,16 +116,29 @@ def collect(archs: Sequence[str], jobs: int = 1, progress: Callable = iter) -> l
     tasks = [(source, arch) for arch in archs for source in sources()]
     with ThreadPoolExecutor(jobs) as pool:
         done = list(progress(pool.map(lambda task: compiled(*task), tasks)))
-    rows = []
-    for kernel in (kernel for kernels in done for kernel in kernels):
-        row = Row(kernel, shapes.get(kernel.symbol, []))
-        for gpu in gpus_of(kernel.arch, list(archs)):
-            row.occupancies[gpu.name] = [
-                occupancy(gpu, shape.threads, kernel.registers, kernel.shared + shape.shared)
-                for shape in row.shapes
+    return [
+        row_of(kernel, gpus_of(kernel.arch, list(archs)), shapes)
+        for kernels in done
+        for kernel in kernels
+    ]
+
+
+def row_of(kernel: Kernel, gpus: Sequence[GPU], shapes: dict[int, dict[str, list[Shape]]]) -> Row:
+    """Return a kernel with what its launches, by shared memory, fill of GPUs."""
+
+    def filled(gpu: GPU, shape: Shape) -> float:
+        return occupancy(gpu, shape.threads, kernel.registers, kernel.shared + shape.shared)
+
+    return Row(
+        kernel,
+        {
+            gpu.name: [
+                (shape, filled(gpu, shape))
+                for shape in shapes[gpu.block_shared].get(kernel.name, [])
             ]
-        rows.append(row)
-    return rows
+            for gpu in gpus
+        },
+    )
 
 
 # ---- what must hold
@@ -140,7 +162,7 @@ def never_launched(rows: Sequence[Row]) -> Iterator[str]:
 def not_launchable(rows: Sequence[Row]) -> Iterator[str]:
     """Yield the launches that a GPU refuses: too much shared memory, or too many registers."""
     for row, gpu in _with_gpus(rows):
-        refused = [shape for shape, filled in row.filled(gpu) if not filled]
+        refused = [shape for shape, filled in row.filled[gpu.name] if not filled]
         if not refused:
             continue
         kernel = row.kernel
@@ -151,7 +173,7 @@ def not_launchable(rows: Sequence[Row]) -> Iterator[str]:
             if total > gpu.block_shared
             else f"{worst.threads} threads of {kernel.registers} registers"
         )
-        yield f"{row.where}: {_of(refused, row)} impossible on {gpu.name}: {reason}"
+        yield f"{row.where}: {_of(refused, row, gpu)} impossible on {gpu.name}: {reason}"
 
 
 def half_empty(rows: Sequence[Row]) -> Iterator[str]:
@@ -159,13 +181,12 @@ def half_empty(rows: Sequence[Row]) -> Iterator[str]:
     for row, gpu in _with_gpus(rows):
         if row.chunkwise or gpu.name not in HALF_FULL:
             continue
-        low = [
-            (filled, shape) for shape, filled in row.filled(gpu) if shape.small and filled < HALF
-        ]
+        pairs = row.filled[gpu.name]
+        low = [(filled, shape) for shape, filled in pairs if shape.small and filled < HALF]
         if low:
             filled, shape = min(low, key=lambda pair: pair[0])
             yield (
-                f"{row.where}: {_of(low, row)} below {HALF:.0%} of {gpu.name}, the worst at "
+                f"{row.where}: {_of(low, row, gpu)} below {HALF:.0%} of {gpu.name}, the worst at "
                 f"{filled:.0%}: {shape.threads} threads, {row.kernel.registers} registers, "
                 f"{shape.shared} bytes"
             )
@@ -181,14 +202,14 @@ def without_products(rows: Sequence[Row]) -> Iterator[str]:
 RULES = (spilling, never_launched, not_launchable, half_empty, without_products)
 
 
-def _of(some: Sequence, row: Row) -> str:
-    return f"{len(some)} of {len(row.shapes)} launches"
+def _of(some: Sequence, row: Row, gpu: GPU) -> str:
+    return f"{len(some)} of {len(row.filled[gpu.name])} launches"
 
 
 def _with_gpus(rows: Sequence[Row]) -> Iterator[tuple[Row, GPU]]:
     for row in rows:
         for gpu in GPUS:
-            if gpu.name in row.occupancies:
+            if gpu.name in row.filled:
                 yield row, gpu
 
 
@@ -252,11 +273,11 @@ def _occupancies(rows: Sequence[Row], archs: Sequence[str]) -> str:
     names = [gpu.name for arch in archs for gpu in gpus_of(arch, list(archs))]
     lines = []
     for (_, name), by_arch in _by_kernel(rows).items():
-        any_row = next(iter(by_arch.values()))
-        filled = {gpu: share for row in by_arch.values() for gpu, share in row.occupancies.items()}
-        threads = _range([shape.threads for shape in any_row.shapes])
-        kib = _range([(any_row.kernel.shared + shape.shared) / 1024 for shape in any_row.shapes])
-        cells = [_range([100 * share for share in filled[gpu]]) for gpu in names]
+        launched = [(row.kernel, shape) for row in by_arch.values() for shape in row.shapes]
+        threads = _range([shape.threads for _, shape in launched])
+        kib = _range([(kernel.shared + shape.shared) / 1024 for kernel, shape in launched])
+        filled = {gpu: pairs for row in by_arch.values() for gpu, pairs in row.filled.items()}
+        cells = [_range([100 * share for _, share in filled[gpu]]) for gpu in names]
         lines.append([f"`{name}`", threads, kib, *cells])
     return table(["kernel", "threads", "KiB", *(f"{name}, %" for name in names)], lines)
 
@@ -287,7 +308,7 @@ def _as_data(row: Row) -> dict[str, Any]:
         "launches": len(row.shapes),
         "threads": ends([shape.threads for shape in row.shapes]),
         "dynamic_shared": ends([shape.shared for shape in row.shapes]),
-        "occupancy": {name: ends(filled) for name, filled in row.occupancies.items()},
+        "occupancy": {gpu: ends([x for _, x in pairs]) for gpu, pairs in row.filled.items()},
     }
 
 

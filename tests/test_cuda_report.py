@@ -55,6 +55,8 @@ ptxas info    : Compiling entry function '_ZN3fwm3gpu4sumsILi8ELb1EEEvPKf' for '
 ptxas info    : Function properties for _ZN3fwm3gpu4sumsILi8ELb1EEEvPKf
     16 bytes stack frame, 12 bytes spill stores, 8 bytes spill loads
 ptxas info    : Used 80 registers, used 1 barriers, 8 bytes cumulative stack size
+ptxas info    : Function properties for _ZN3fwm3gpu6calledEPKf
+    0 bytes stack frame, 4 bytes spill stores, 4 bytes spill loads
 ptxas info    : Compiling entry function '_ZN3fwm3gpu3oneEPKf' for 'sm_80'
 ptxas info    : Function properties for _ZN3fwm3gpu3oneEPKf
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
@@ -79,7 +81,7 @@ def toolkit() -> Path:
 
 
 @pytest.fixture(scope="module")
-def shapes() -> dict[str, list[report.Shape]]:
+def shapes() -> dict[int, dict[str, list[report.Shape]]]:
     try:
         return report.launch_shapes()
     except Unavailable as reason:
@@ -172,7 +174,7 @@ def test_launchers_refuse_what_is_impossible(shapes) -> None:
 
 def test_compilers_words_are_understood() -> None:
     first, second = compiling._parse_log(PTXAS)
-    assert (first.registers, first.stack, first.spills, first.shared) == (80, 16, 20, 0)
+    assert (first.registers, first.stack, first.spills, first.shared) == (80, 16, 28, 0)
     assert (second.registers, second.spills, second.shared) == (24, 0, 2048)
     names = compiling.readable([first.symbol, second.symbol])
     assert names == ["sums<8, true>", "one"]
@@ -188,17 +190,12 @@ def row(**changes) -> report.Row:
     """A kernel without any fault, changed."""
     kernel = compiling.Kernel("k", "k<8>", "k.cu", "8.0", registers=32)
     shape = report.Shape(128, 1024, True)
-    for name in set(changes) & {field.name for field in dataclasses.fields(compiling.Kernel)}:
+    for name in set(changes) & {field.name for field in dataclasses.fields(kernel)}:
         setattr(kernel, name, changes.pop(name))
-    made = report.Row(kernel, [dataclasses.replace(shape, **changes)])
-    made.occupancies = {
-        gpu.name: [
-            report.occupancy(gpu, x.threads, kernel.registers, kernel.shared + x.shared)
-            for x in made.shapes
-        ]
-        for gpu in gpus_of("8.0", ["8.0"])
+    shapes = {
+        gpu.block_shared: {kernel.name: [dataclasses.replace(shape, **changes)]} for gpu in GPUS
     }
-    return made
+    return report.row_of(kernel, gpus_of("8.0", ["8.0"]), shapes)
 
 
 def test_rules_find_what_they_are_for() -> None:
@@ -216,7 +213,7 @@ def test_rules_find_what_they_are_for() -> None:
     assert "half_empty" not in found(row(registers=168, small=False))
     assert list(found(row(name="chunk_forward"))) == ["without_products"]
     assert found(row(name="chunk_forward", products={"HMMA.16816": 4})) == {}
-    assert list(found(report.Row(row().kernel, []))) == ["never_launched"]
+    assert list(found(report.Row(row().kernel, {}))) == ["never_launched"]
 
 
 def test_page_and_data(monkeypatch, tmp_path, capsys) -> None:
