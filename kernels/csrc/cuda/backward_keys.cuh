@@ -40,17 +40,18 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   const Columns<Shape> columns(a, all, blockIdx.y);
   const int ld = columns.ld(), c = Slice<Shape>::column();
   const KeysTiles<Shape, Delta> tile(shared, a.features, steps, ld);
-  const Head head(a.H, blockIdx.x);
-  const bool* mask = mask_of(a, head);
+  const Head own(a.H, blockIdx.x);
   const bool first_part = Slice<Shape>::part() == 0, norm = a.attn_norm != AttnNorm::none;
   const bool mapped = is_mapped(a.features) || norm;
   const float* d_final = static_cast<const float*>(a.d_final_normalizer);
   for (int j = threadIdx.x; norm && j < ld; j += blockDim.x) {
-    tile.dz[j] = d_final && j < columns.width ? d_final[head.index * a.features.K + columns.begin + j] : 0.0f;
+    tile.dz[j] = d_final && j < columns.width ? d_final[own.index * a.features.K + columns.begin + j] : 0.0f;
   }
-  ColumnParts<Shape> parts(a, slab, columns, a.d_final_state, head, kept.places);
+  ColumnParts<Shape> parts(a, slab, columns, a.d_final_state, own, kept.places);
   for (int first = 0; first < a.T; first += steps) {
     const Span span(a.T, first, steps, true);
+    const Head head(a.H, opaque(blockIdx.x));
+    const bool* mask = mask_of(a, head);
     load_scalars(tile.scalars, a, head, span);
     load_divisor_gradients(tile.scalars, a, kept, slab.first, head, span);
     tile.values.load(a, kept, slab, head, span);
@@ -84,7 +85,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   }
   float* d_normalizer = static_cast<float*>(a.d_normalizer);
   for (int j = threadIdx.x; slab.first && d_normalizer && j < columns.width; j += blockDim.x) {
-    d_normalizer[head.index * a.features.K + columns.begin + j] = tile.dz[j];
+    d_normalizer[own.index * a.features.K + columns.begin + j] = tile.dz[j];
   }
 }
 

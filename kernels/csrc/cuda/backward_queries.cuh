@@ -41,17 +41,18 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   const Columns<Shape> columns(a, all, blockIdx.y);
   const int ld = columns.ld(), c = Slice<Shape>::column();
   const QueriesTiles<Shape, Delta> tile(shared, a.features, steps, ld);
-  const Head head(a.H, blockIdx.x);
-  const bool* mask = mask_of(a, head);
+  const Head own(a.H, blockIdx.x);
   const bool first_part = Slice<Shape>::part() == 0, norm = a.attn_norm != AttnNorm::none;
   const bool mapped = is_mapped(a.features) || norm;
   const float* z_0 = static_cast<const float*>(a.normalizer);
   for (int j = threadIdx.x; norm && j < ld; j += blockDim.x) {
-    tile.z[j] = z_0 && j < columns.width ? z_0[head.index * a.features.K + columns.begin + j] : 0.0f;
+    tile.z[j] = z_0 && j < columns.width ? z_0[own.index * a.features.K + columns.begin + j] : 0.0f;
   }
-  ColumnParts<Shape> parts(a, slab, columns, a.state, head, kept.places);
+  ColumnParts<Shape> parts(a, slab, columns, a.state, own, kept.places);
   for (int first = 0; first < a.T; first += steps) {
     const Span span(a.T, first, steps, false);
+    const Head head(a.H, opaque(blockIdx.x));
+    const bool* mask = mask_of(a, head);
     load_scalars(tile.scalars, a, head, span);
     load_divisor_gradients(tile.scalars, a, kept, slab.first, head, span);
     tile.values.load(a, kept, slab, head, span);

@@ -45,18 +45,19 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   constexpr int C = Shape::kColumns, steps = Shape::kSteps;
   SharedMemory shared;
   const ValuesTiles<Shape> tile(shared, a.features);
-  const Head head(a.H, blockIdx.x);
-  const bool* mask = mask_of(a, head);
+  const Head own(a.H, blockIdx.x);
   const int K = int(a.features.K), V = int(a.V), begin = blockIdx.y * C;
   const int width = min(C, V - begin), c = Slice<Shape>::column();
   const bool first_part = Slice<Shape>::part() == 0;
   const bool mapped = is_mapped(a.features) || a.attn_norm != AttnNorm::none;
-  const Index state = Index(head.index) * K * V;
+  const Index state = Index(own.index) * K * V;
   const float* d_final = static_cast<const float*>(a.d_final_state);
   Column<Shape> G;
   G.load(d_final ? d_final + state : nullptr, K, V, V, 1, begin);
   for (int first = 0; first < a.T; first += steps) {
     const Span span(a.T, first, steps, true);
+    const Head head(a.H, opaque(blockIdx.x));
+    const bool* mask = mask_of(a, head);
     load_scalars(tile.scalars, a, head, span);
     tile.q.load(a.features, a.q, a.dtype, head, span, 0, K);
     tile.k.load(a.features, a.k, a.dtype, head, span, 0, K, mask);

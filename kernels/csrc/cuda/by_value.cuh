@@ -104,7 +104,7 @@ struct ValueTiles {
   }
 };
 
-FWM_GPU_INLINE void load_divisor_gradients(Scalars to, const Causal& a, const BackwardWorkspace& kept,
+__device__ __forceinline__ void load_divisor_gradients(Scalars to, const Causal& a, const BackwardWorkspace& kept,
                                            bool first_slab, Head head, Span span) {
   const bool on = first_slab && a.attn_norm != AttnNorm::none;
   const bool full = on && a.attn_norm == AttnNorm::full;
@@ -118,7 +118,7 @@ FWM_GPU_INLINE void load_divisor_gradients(Scalars to, const Causal& a, const Ba
 // through its divisor and through every z from here on, whose gradient is dz. Rows of q and k are as
 // the rule sees them; each thread has columns of its own.
 template <class E>
-FWM_GPU_CALL void reverse_normalizer(float* dz, Scalars scalars, Span span,
+__device__ __forceinline__ void reverse_normalizer(float* dz, Scalars scalars, Span span,
                                      bool first_slab, int width, const E* q, const E* k, int ld,
                                      float* dk, int ld_dk) {
   for (int c = threadIdx.x; c < width; c += blockDim.x) {
@@ -137,7 +137,7 @@ FWM_GPU_CALL void reverse_normalizer(float* dz, Scalars scalars, Span span,
 
 // Forward in time: through the divisors of q_t and, where dk is given, of k_t, to z_t and z_{t-1}.
 template <class E>
-FWM_GPU_CALL void ahead_normalizer(float* z, Scalars scalars, Span span,
+__device__ __forceinline__ void ahead_normalizer(float* z, Scalars scalars, Span span,
                                    int width, const E* k, int ld, float* dq, float* dk, int ld_d) {
   for (int c = threadIdx.x; c < width; c += blockDim.x) {
     float now = z[c];

@@ -59,18 +59,18 @@ struct ChunkByValueTiles {
 };
 
 template <class E>
-__global__ void __launch_bounds__(kChunkThreads)
+__global__ void __launch_bounds__(kChunkThreads, 2)
     chunk_keys_kernel(FWM_GPU_PARAMETER Causal a, FWM_GPU_PARAMETER Chunks chunks,
                       FWM_GPU_PARAMETER BackwardWorkspace kept, FWM_GPU_PARAMETER Slab slab,
                       FWM_GPU_PARAMETER ChunkMatrices<E> matrices) {
   SharedMemory shared;
   const ChunkByValueTiles<E> tile(shared, a, true, chunks);
-  const Head head(a.H, blockIdx.x);
+  const Head own(a.H, blockIdx.x);
   const int C = chunks.C, K = int(a.features.K), begin = blockIdx.y * chunks.columns;
   const int width = min(chunks.columns, K - begin), rows = slab.count;
   const bool delta = a.beta.data != nullptr, norm = a.attn_norm != AttnNorm::none;
-  const StatePart part{1, a.V, (Index(head.index) * K + begin) * a.V + slab.begin};
-  const Index z = Index(head.index) * K + begin;
+  const StatePart part{1, a.V, (Index(own.index) * K + begin) * a.V + slab.begin};
+  const Index z = Index(own.index) * K + begin;
   const float* d_final = static_cast<const float*>(a.d_final_normalizer);
   for (int j = threadIdx.x; norm && j < width; j += blockDim.x) tile.z[j] = d_final ? d_final[z + j] : 0.0f;
   part.load(tile.S.sum, a.d_final_state, rows, width);
@@ -78,6 +78,7 @@ __global__ void __launch_bounds__(kChunkThreads)
   tile.S.round(rows, width);
   for (int chunk = chunks.count - 1; chunk >= 0; chunk--) {
     const Span span = chunks.span(a.T, chunk);
+    const Head head(a.H, opaque(blockIdx.x));
     tile.load(a, kept, slab, matrices, chunks.matrix(head, chunk), C, head, span, begin, width);
     for_tiles<E>(tile.dk, C, width, false, [&](Sum<E>& sum, int m, int n) {
       multiply_add<Product::AB>(sum, tile.values.written, m, tile.S.operand, n, rows);
@@ -108,26 +109,27 @@ __global__ void __launch_bounds__(kChunkThreads)
 }
 
 template <class E>
-__global__ void __launch_bounds__(kChunkThreads)
+__global__ void __launch_bounds__(kChunkThreads, 2)
     chunk_queries_kernel(FWM_GPU_PARAMETER Causal a, FWM_GPU_PARAMETER Chunks chunks,
                          FWM_GPU_PARAMETER BackwardWorkspace kept, FWM_GPU_PARAMETER Slab slab,
                          FWM_GPU_PARAMETER ChunkMatrices<E> matrices) {
   SharedMemory shared;
   const ChunkByValueTiles<E> tile(shared, a, false, chunks);
-  const Head head(a.H, blockIdx.x);
+  const Head own(a.H, blockIdx.x);
   const int C = chunks.C, K = int(a.features.K), begin = blockIdx.y * chunks.columns;
   const int width = min(chunks.columns, K - begin), rows = slab.count;
   const bool delta = a.beta.data != nullptr, norm = a.attn_norm != AttnNorm::none;
-  const StatePart part{1, a.V, (Index(head.index) * K + begin) * a.V + slab.begin};
+  const StatePart part{1, a.V, (Index(own.index) * K + begin) * a.V + slab.begin};
   const float* z_0 = static_cast<const float*>(a.normalizer);
   for (int j = threadIdx.x; norm && j < width; j += blockDim.x) {
-    tile.z[j] = z_0 ? z_0[Index(head.index) * K + begin + j] : 0.0f;
+    tile.z[j] = z_0 ? z_0[Index(own.index) * K + begin + j] : 0.0f;
   }
   part.load(tile.S.sum, a.state, rows, width);
   __syncthreads();
   tile.S.round(rows, width);
   for (int chunk = 0; chunk < chunks.count; chunk++) {
     const Span span = chunks.span(a.T, chunk);
+    const Head head(a.H, opaque(blockIdx.x));
     tile.load(a, kept, slab, matrices, chunks.matrix(head, chunk), C, head, span, begin, width);
     for_tiles<E>(tile.dq, C, width, false, [&](Sum<E>& sum, int m, int n) {
       multiply_add<Product::AB>(sum, tile.values.dy, m, tile.S.operand, n, rows);

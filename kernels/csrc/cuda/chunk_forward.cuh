@@ -35,22 +35,23 @@ struct ChunkForwardTiles {
 };
 
 template <class E>
-__global__ void __launch_bounds__(kChunkThreads)
+__global__ void __launch_bounds__(kChunkThreads, 2)
     chunk_forward_kernel(FWM_GPU_PARAMETER Causal a, FWM_GPU_PARAMETER Chunks chunks,
                          FWM_GPU_PARAMETER ChunkMatrices<E> matrices) {
   SharedMemory shared;
   const ChunkForwardTiles<E> tile(shared, a, chunks);
-  const Head head(a.H, blockIdx.x);
+  const Head own(a.H, blockIdx.x);
   const int C = chunks.C, K = int(a.features.K), V = int(a.V), begin = blockIdx.y * chunks.columns;
   const int width = min(chunks.columns, V - begin);
   const bool delta = a.beta.data != nullptr;
-  const StatePart part{V, 1, Index(head.index) * K * V + begin};
+  const StatePart part{V, 1, Index(own.index) * K * V + begin};
   float* residual = static_cast<float*>(a.residual);
   part.load(tile.S.sum, a.state, K, width);
   __syncthreads();
   tile.S.round(K, width);
   for (int chunk = 0; chunk < chunks.count; chunk++) {
     const Span span = chunks.span(a.T, chunk);
+    const Head head(a.H, opaque(blockIdx.x));
     const Index matrix = chunks.matrix(head, chunk);
     load_operand(tile.v, C, a.v, a.dtype, head, span, begin, width, mask_of(a, head));
     load_square(tile.reads, matrices.reads + matrix, C);

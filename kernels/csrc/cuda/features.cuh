@@ -76,7 +76,7 @@ struct FeatureTile {
 };
 
 // After a barrier: apply the map and divide row i by divisor[i]; masked rows become zeros.
-FWM_GPU_CALL void map_features(FeatureTile tile, const Features& f, Span span, const float* divisor,
+__device__ __forceinline__ void map_features(FeatureTile tile, const Features& f, Span span, const float* divisor,
                                const bool* mask = nullptr) {
   const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
   for (int i = threadIdx.x / 32; i < span.count; i += warps) {
@@ -155,7 +155,7 @@ struct Sink {
 };
 
 // Gradients of the features of a block of time steps to the raw rows; masked rows get zeros.
-FWM_GPU_CALL void store_gradients(const Causal& a, const Sink& sink, bool masked, const float* raw,
+__device__ __forceinline__ void store_gradients(const Causal& a, const Sink& sink, bool masked, const float* raw,
                                   float* d_phi, int ld, Span span, int begin, int width) {
   const Features& f = a.features;
   const Head head(a.H, blockIdx.x);

@@ -20,27 +20,32 @@ namespace gpu {
 
 constexpr int kWarpSize = 32;
 
-// ---- Functions, parameters, checks ---------------------------------------------------------------
+// ---- Parameters and checks ---------------------------------------------------------------
 
-// A function that is called, not inlined; a kernel's parameter that others may take by reference
-// without a copy per thread; and what must hold unless a caller is wrong: a GPU stops with an error.
+// A kernel's parameter that others may take by reference without a copy per thread; and what must hold
+// unless a caller is wrong: a GPU stops with an error.
 #if defined(__CUDACC__)
-#define FWM_GPU_CALL static __device__ __noinline__
-#define FWM_GPU_INLINE static __device__ __forceinline__
 #define FWM_GPU_PARAMETER const __grid_constant__
 #define FWM_GPU_CHECK(condition) \
   do {                           \
     if (!(condition)) __trap();  \
   } while (0)
 #else
-#define FWM_GPU_CALL static inline
-#define FWM_GPU_INLINE static inline
 #define FWM_GPU_PARAMETER const
 #define FWM_GPU_CHECK(condition)                                      \
   do {                                                                \
     if (!(condition)) ::fwm::emulator::fail("failed: " #condition); \
   } while (0)
 #endif
+
+// The same number, of which the compiler knows nothing: what is computed from it inside a loop is
+// computed there, and takes no registers beyond.
+__device__ __forceinline__ unsigned opaque(unsigned x) {
+#if defined(__CUDACC__)
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
 
 // ---- Numbers as they are stored -----------------------------------------------------------------
 

@@ -36,12 +36,11 @@ __global__ void __launch_bounds__(kNormalizerThreads, 4) normalizer_kernel(FWM_G
   constexpr int kMine = kMaxFeatures / kNormalizerThreads;
   SharedMemory shared;
   const NormalizerTiles tiles(shared, a.features);
-  const Head head(a.H, blockIdx.x);
-  const bool* mask = mask_of(a, head);
+  const Head own(a.H, blockIdx.x);
   const int K = int(a.features.K), tid = threadIdx.x;
   float z[kMine];
   const float* z_0 = static_cast<const float*>(a.normalizer);
-  if (z_0) z_0 += ((rows ? rows[head.n] : head.n) * a.H + head.h) * K;
+  if (z_0) z_0 += ((rows ? rows[own.n] : own.n) * a.H + own.h) * K;
 #pragma unroll
   for (int m = 0; m < kMine; m++) {
     const int j = tid + m * kNormalizerThreads;
@@ -50,6 +49,8 @@ __global__ void __launch_bounds__(kNormalizerThreads, 4) normalizer_kernel(FWM_G
   if (tid < kNormalizerSteps) tiles.ones[tid] = 1.0f;
   for (int first = 0; first < a.T; first += kNormalizerSteps) {
     const Span span(a.T, first, kNormalizerSteps, false);
+    const Head head(a.H, opaque(blockIdx.x));
+    const bool* mask = mask_of(a, head);
     tiles.q.load(a.features, a.q, a.dtype, head, span, 0, K);
     tiles.k.load(a.features, a.k, a.dtype, head, span, 0, K, mask);
     __syncthreads();
@@ -94,7 +95,7 @@ __global__ void __launch_bounds__(kNormalizerThreads, 4) normalizer_kernel(FWM_G
 #pragma unroll
   for (int m = 0; m < kMine; m++) {
     const int j = tid + m * kNormalizerThreads;
-    if (z_T && j < K) z_T[Index(head.index) * K + j] = z[m];
+    if (z_T && j < K) z_T[Index(own.index) * K + j] = z[m];
   }
 }
 

@@ -1,7 +1,4 @@
 // Blocks of time steps in shared memory: from rows of any dtype and strides, and back.
-//
-// What runs once per block of steps is a function that is called (FWM_GPU_CALL), not inlined: it is
-// compiled once for all shapes of state, and the registers that it needs are not the recurrence's.
 #pragma once
 
 #include "../problem.h"
@@ -56,7 +53,10 @@ __device__ __forceinline__ void with_storage(DType dtype, Run run) {
 template <class Run>
 __device__ __forceinline__ void for_elements(int rows, int columns, Run run) {
   const int lanes = columns > 16 ? 32 : columns > 8 ? 16 : 8;
+  // Not unrolled: addresses of several rows would cost the registers that hold the state.
+#pragma unroll 1
   for (int i = threadIdx.x / lanes; i < rows; i += blockDim.x / lanes) {
+#pragma unroll 1
     for (int c = threadIdx.x % lanes; c < columns; c += lanes) run(i, c);
   }
 }
@@ -69,7 +69,7 @@ __device__ __forceinline__ void for_steps(const Span& span, Run run) {
 
 // tile[i][c] = columns [begin, begin + width) of the rows; zeros up to `ld` and at masked steps (`mask`
 // is the sequence's own).
-FWM_GPU_INLINE void load_tile(float* tile, int ld, Rows rows, DType dtype, Head head, Span span,
+__device__ __forceinline__ void load_tile(float* tile, int ld, Rows rows, DType dtype, Head head, Span span,
                             int begin, int width, const bool* mask = nullptr) {
   with_storage(dtype, [&](auto storage) {
     using F = decltype(storage);
@@ -81,7 +81,7 @@ FWM_GPU_INLINE void load_tile(float* tile, int ld, Rows rows, DType dtype, Head 
     });
   });
 }
-FWM_GPU_INLINE void store_tile(const float* tile, int ld, Rows rows, DType dtype, Head head, Span span,
+__device__ __forceinline__ void store_tile(const float* tile, int ld, Rows rows, DType dtype, Head head, Span span,
                              int begin, int width) {
   with_storage(dtype, [&](auto storage) {
     using F = decltype(storage);
@@ -120,7 +120,7 @@ class Scalars {
   int steps_;
 };
 
-FWM_GPU_INLINE void load_scalars(Scalars to, const Causal& a, Head head, Span span) {
+__device__ __forceinline__ void load_scalars(Scalars to, const Causal& a, Head head, Span span) {
   const float* betas = static_cast<const float*>(a.beta.data) + (a.beta.data ? head.offset(a.beta) : 0);
   const bool* mask = mask_of(a, head);
   for_steps(span, [&](int i, Index t) {
