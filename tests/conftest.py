@@ -43,6 +43,23 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def cuda_kernels():
+    """Make the CUDA kernels' ops: see cuda_impl."""
+    from cuda_impl import kernels
+
+    with kernels() as controls:
+        yield controls
+
+
+@pytest.fixture
+def controls(cuda_kernels):
+    """Return the emulator's controls, as they are at first; None on a GPU."""
+    if cuda_kernels is not None:
+        cuda_kernels.reset()
+    return cuda_kernels
+
+
 Run = Callable[..., subprocess.CompletedProcess]
 
 

@@ -1,13 +1,8 @@
-"""The CUDA kernels equal the fp64 reference: executed by the emulator, or on a GPU.
-
-``FWM_TEST_CUDA_IMPL=cuda`` runs the same tests on a GPU with the compiled kernels.
-"""
-
-import os
+"""The general CUDA kernels equal the fp64 reference: see cuda_impl for what runs them."""
 
 import pytest
 import torch
-from emulation import Unavailable
+from cuda_impl import IMPL, MARKS, OPS, on_a_gpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import FEATURES, FORWARD, Problem, check, errors, strided
@@ -15,41 +10,11 @@ from problems import FEATURES, FORWARD, Problem, check, errors, strided
 from fairseq_fwm import ops
 from fairseq_fwm.ops import FeatureSpec, library
 
-IMPL = os.environ.get("FWM_TEST_CUDA_IMPL", "emulated")
-DEVICE = "cuda" if IMPL == "cuda" else "cpu"
-OPS = torch.ops.fwm if IMPL == "cuda" else torch.ops.fwm_emulated
-# Built once, by the process of this group that comes first.
-pytestmark = pytest.mark.xdist_group("emulated")
+pytestmark = MARKS
 TOLERANCE = 2e-6
 NORMS = [("sum", "none"), ("sum", "output")] + [
     ("delta", kind) for kind in ("none", "output", "full")
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def controls():
-    """Make the ops; return the emulator's controls, or None on a GPU."""
-    if IMPL == "cuda":
-        if not library.has_kernel("causal_sum_fwd", "cuda") or not torch.cuda.is_available():
-            pytest.fail("FWM_TEST_CUDA_IMPL=cuda needs compiled CUDA kernels and a GPU")
-        torch.set_default_device("cuda")
-        yield None
-        torch.set_default_device(None)
-        return
-    from emulated_ops import emulated
-
-    try:
-        yield emulated()
-    except Unavailable as reason:
-        pytest.skip(str(reason))
-
-
-@pytest.fixture(autouse=True)
-def ordinary(controls):
-    """Start every test with the emulator's own options."""
-    if controls is not None:
-        controls.reset()
-    return controls
 
 
 @pytest.mark.parametrize("t", [1, 2, 17, 63, 100])
@@ -122,7 +87,7 @@ def test_half_storage_computes_in_fp32(rule, v, dtype):
         assert torch.equal(x, y.to(dtype)), f"{(x.float() - y).abs().max()}"
 
 
-@pytest.mark.skipif(IMPL == "cuda", reason="a GPU chooses its own order")
+@pytest.mark.skipif(on_a_gpu, reason="a GPU chooses its own order")
 @pytest.mark.parametrize("rule,attn_norm", NORMS)
 def test_threads_in_any_order_give_equal_bits(controls, rule, attn_norm):
     spec = FeatureSpec("dpfp", 1, True)
@@ -239,7 +204,7 @@ def test_steps_gather_rows_first(rule, rows):
     assert all(torch.equal(x, y) for x, y in zip((y, S, z), wanted, strict=True))
 
 
-@pytest.mark.skipif(IMPL == "cuda", reason="stops the GPU's context")
+@pytest.mark.skipif(on_a_gpu, reason="stops the GPU's context")
 def test_steps_refuse_rows_that_are_not_there():
     problem = Problem("sum", 2, 1, 1, 4, 4, state=True)
     now, S = [x[:, :, 0].float() for x in problem.inputs], problem.state[0].float()
@@ -273,7 +238,7 @@ def test_what_kernels_cannot_do_is_refused_with_the_way_out(rule):
         FORWARD[rule](*Problem(rule, 1, 1, 2, 3, 2).inputs, impl=IMPL)
 
 
-@pytest.mark.skipif(IMPL == "cuda", reason="the ops on CUDA tensors are checked by the others")
+@pytest.mark.skipif(on_a_gpu, reason="the ops on CUDA tensors are checked by the others")
 @pytest.mark.parametrize("rule,attn_norm", NORMS)
 def test_opcheck(rule, attn_norm):
     spec = FeatureSpec("elu", 1, True)

@@ -70,8 +70,9 @@ gpu::Form choose(const Sequence& s, const Launching& on) {
   TORCH_CHECK_VALUE(!demanded || allowed, "FWM_CUDA_FORM=chunkwise would round float32 tensors to tf32: "
                     "allow it with torch.backends.cuda.matmul.allow_tf32 = True, or pass bf16 or fp16");
   TORCH_CHECK_VALUE(!demanded || fits, "FWM_CUDA_FORM=chunkwise needs K and V in multiples of 16 up to "
-                    "256 and tiles that fit ", chosen.shared_limit, " bytes of shared memory, found K = ",
-                    s.a.features.K, " and V = ", s.a.V, ": unset it");
+                    "256, tiles that fit ", chosen.shared_limit, " bytes of shared memory, and bf16 or "
+                    "float32 for attention normalisation; found K = ", s.a.features.K, ", V = ", s.a.V,
+                    ", ", s.type, ": unset it");
   chosen.chunkwise = allowed && fits && s.a.T > 0;
   return chosen;
 }

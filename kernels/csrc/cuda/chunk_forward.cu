@@ -6,6 +6,8 @@ namespace gpu {
 bool chunkwise_fits(const Causal& a, std::size_t shared_limit) {
   const auto size = [](Index n) { return n >= kTile && n <= 256 && n % kTile == 0; };
   bool fits = false;
+  // A query divided by a small z_t . q_t may leave the range of fp16.
+  if (a.dtype == DType::f16 && a.attn_norm != AttnNorm::none) return false;
   if (a.dtype == DType::f64 || !size(a.features.K) || !size(a.V) || a.T == 0) return false;
   with_operand(a.dtype, [&](auto operand) {
     fits = ChunkPlanner<decltype(operand)>(a, shared_limit).plan().fits();

@@ -14,7 +14,8 @@ constexpr int kMaxFeatures = 1024;
 
 // Which kernels run. The general ones take any size and compute in fp32. The chunkwise ones multiply
 // bf16, fp16 or (of fp32 tensors) tf32 numbers by tensor cores; K and V must be multiples of 16 up to
-// 256, and their tiles must fit the shared memory that a block can have.
+// 256, their tiles must fit the shared memory that a block can have, and attention normalisation needs
+// a wider range than fp16's.
 struct Form {
   bool chunkwise = false;
   std::size_t shared_limit = 0;
