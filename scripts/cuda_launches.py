@@ -83,12 +83,15 @@ def sources() -> list[str]:
 class Launchers:
     """The launchers of all ops.
 
+    Args:
+        variant: of the emulator, see ``tests/emulation.py``.
+
     Raises:
         emulation.Unavailable: this machine has no compiler for the emulator.
     """
 
-    def __init__(self) -> None:
-        self._emulator = Emulator(build([*sources(), ENTRY]))
+    def __init__(self, variant: str = "plain") -> None:
+        self._emulator = Emulator(build(sources(), variant, host_sources=[ENTRY]))
         self._library = self._emulator.library
         for name in "fwm_launch_causal", "fwm_launch_step":
             getattr(self._library, name).restype = ctypes.c_char_p
@@ -109,8 +112,31 @@ class Launchers:
         Raises:
             LaunchError: the launcher refused the problem.
         """
+        self._call(problem, operation, execute=False)
+        return self._emulator.launches()
+
+    def traffic(self, problem: Problem, operation: str) -> dict[str, int]:
+        """Execute an operation on zeros and count what it asks of global memory.
+
+        Wants the variant ``memory``, and a small problem.
+
+        Returns:
+            Bytes of ``load`` and ``store``, in whole sectors of 32.
+
+        Raises:
+            LaunchError: the launcher refused the problem, or a kernel failed.
+        """
+        self._call(problem, operation, execute=True)
+        found = {"load": 0, "store": 0}
+        for line in self._emulator.memory():
+            if line.space == "global":
+                found[line.operation] += round(32 * line.requests * line.cost)
+        return found
+
+    def _call(self, problem: Problem, operation: str, execute: bool) -> None:
         self._emulator.reset()
-        self._emulator.set(execute=0, shared_limit=NO_LIMIT)
+        limit = problem.shared_limit if execute else NO_LIMIT
+        self._emulator.set(execute=int(execute), shared_limit=limit)
         argument = ctypes.byref(_as_structure(problem))
         if operation == "step":
             error = self._library.fwm_launch_step(argument)
@@ -118,7 +144,6 @@ class Launchers:
             error = self._library.fwm_launch_causal(argument, int(operation == "backward"))
         if error:
             raise LaunchError(f"{operation} of {problem}: {error.decode()}")
-        return self._emulator.launches()
 
 
 def _as_structure(problem: Problem) -> _LaunchProblem:

@@ -77,8 +77,8 @@ if [[ $quick == 1 ]]; then
   cases=(--steps 256 1024 --sizes 64 --rounds 5)
 fi
 
-# The tests that can run on a GPU say so themselves.
-kernel_tests() { (cd "$root" && grep -l 'environ.*"FWM_TEST_CUDA_IMPL"' tests/test_*.py); }
+# The tests of the kernels: those that tests/cuda_impl.py makes run on a GPU.
+kernel_tests() { (cd "$root" && grep -lE '^(from|import) cuda_impl' tests/test_*.py); }
 
 sanitizer() {
   local home folder

@@ -85,7 +85,8 @@ def test_help_and_dry_run_tell_every_step() -> None:
     for step in (*STEPS, "report"):
         assert f"\n  {step} " in told.stdout
         assert f"{step} would run" in dry.stdout
-    assert "FWM_TEST_CUDA_IMPL=cuda python -m pytest tests/test_cuda_kernels.py" in dry.stdout
+    pytest_on_gpu = "FWM_TEST_CUDA_IMPL=cuda python -m pytest tests/test_cuda_chunkwise.py "
+    assert f"{pytest_on_gpu}tests/test_cuda_kernels.py" in dry.stdout
     assert "PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool racecheck" in dry.stdout
     assert "python scripts/benchmark_cuda.py --json" in dry.stdout
 
@@ -107,7 +108,7 @@ def test_mistakes_are_named(arguments, error) -> None:
 def test_everything_runs_and_is_reported(machine) -> None:
     done, asked, page = machine(sanitizer=True)
     assert done.returncode == 0, done.stderr
-    assert "cuda -m pytest tests/test_cuda_kernels.py" in asked
+    assert "cuda -m pytest tests/test_cuda_chunkwise.py tests/test_cuda_kernels.py" in asked
     assert "--ignore=tests/test_cuda_kernels.py tests" in asked
     assert "pip install --no-build-isolation --no-deps -e ." in asked
     assert "on Some GPU" in page
