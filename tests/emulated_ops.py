@@ -5,7 +5,7 @@ import functools
 from pathlib import Path
 
 import torch
-from emulation import Emulator, build
+from emulation import Emulator, build, mutated
 from torch.utils.cpp_extension import include_paths
 
 from fairseq_fwm.ops import library
@@ -18,15 +18,22 @@ BINDING = ("kernels/csrc/cuda/bindings.cpp", "tests/emulated_ops.cpp")
 
 
 @functools.cache
-def emulated() -> Emulator:
+def emulated(mutation: tuple[str, str, str] | None = None) -> Emulator:
     """Build the kernels for the emulator, define their ops and return the emulator's controls.
+
+    Args:
+        mutation: file, old and new text of :func:`emulation.mutated`, to plant a bug.
 
     Raises:
         emulation.Unavailable: this machine has no compiler for it.
     """
     torch_lib = Path(torch.__file__).parent / "lib"
-    path = build(
-        KERNELS,
+    make = (
+        functools.partial(mutated, KERNELS, *mutation)
+        if mutation
+        else functools.partial(build, KERNELS)
+    )
+    path = make(
         host_sources=BINDING,
         host_flags=["-std=c++20", "-w", "-DFWM_EMULATED"]
         + [f"-isystem{folder}" for folder in include_paths()],

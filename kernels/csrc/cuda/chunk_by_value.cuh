@@ -74,7 +74,6 @@ __global__ void __launch_bounds__(kChunkThreads, 2)
   const float* d_final = static_cast<const float*>(a.d_final_normalizer);
   for (int j = threadIdx.x; norm && j < width; j += blockDim.x) tile.z[j] = d_final ? d_final[z + j] : 0.0f;
   part.load(tile.S.sum, a.d_final_state, rows, width);
-  __syncthreads();
   tile.S.round(rows, width);
   for (int chunk = chunks.count - 1; chunk >= 0; chunk--) {
     const Span span = chunks.span(a.T, chunk);
@@ -125,7 +124,6 @@ __global__ void __launch_bounds__(kChunkThreads, 2)
     tile.z[j] = z_0 ? z_0[Index(own.index) * K + begin + j] : 0.0f;
   }
   part.load(tile.S.sum, a.state, rows, width);
-  __syncthreads();
   tile.S.round(rows, width);
   for (int chunk = 0; chunk < chunks.count; chunk++) {
     const Span span = chunks.span(a.T, chunk);

@@ -47,7 +47,6 @@ __global__ void __launch_bounds__(kChunkThreads, 2)
   const StatePart part{V, 1, Index(own.index) * K * V + begin};
   float* residual = static_cast<float*>(a.residual);
   part.load(tile.S.sum, a.state, K, width);
-  __syncthreads();
   tile.S.round(K, width);
   for (int chunk = 0; chunk < chunks.count; chunk++) {
     const Span span = chunks.span(a.T, chunk);
@@ -93,7 +92,6 @@ __global__ void __launch_bounds__(kChunkThreads, 2)
     __syncthreads();
     store_tile(tile.v.data, tile.v.ld, a.y, a.dtype, head, span, begin, width);
     tile.S.round(K, width);
-    __syncthreads();
   }
   if (a.final_state) part.store(a.final_state, tile.S.sum, K, width);
 }

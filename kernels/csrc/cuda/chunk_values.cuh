@@ -52,7 +52,6 @@ __global__ void __launch_bounds__(kChunkThreads, 2)
   const bool delta = a.beta.data != nullptr;
   const StatePart part{V, 1, Index(own.index) * K * V + begin};
   part.load(tile.G.sum, a.d_final_state, K, width);
-  __syncthreads();
   tile.G.round(K, width);
   for (int chunk = chunks.count - 1; chunk >= 0; chunk--) {
     const Span span = chunks.span(a.T, chunk);
@@ -99,7 +98,6 @@ __global__ void __launch_bounds__(kChunkThreads, 2)
       store_tile(tile.z.data, tile.z.ld, a.dv, a.dtype, head, span, begin, width);
     }
     tile.G.round(K, width);
-    __syncthreads();
   }
   if (a.d_state) part.store(a.d_state, tile.G.sum, K, width);
 }

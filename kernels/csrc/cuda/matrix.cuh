@@ -113,7 +113,7 @@ struct Summed {
   __device__ __forceinline__ static void sync_readers() {
     if constexpr (!kCopies) __syncthreads();
   }
-  // After a barrier; others read the operand after the next one.
+  // What a thread has written itself needs no barrier before; others read the operand after the next one.
   __device__ void round(int rows, int columns) const {
     if constexpr (kCopies) {
       for_elements(rows, columns, [&](int i, int j) { operand.at(i, j) = from_float<E>(sum.at(i, j)); });
