@@ -14,6 +14,8 @@ TORCH_CUDA_ARCH_LIST (default here: DEFAULT_ARCHS).
 """
 
 import os
+import re
+import runpy
 import shlex
 import shutil
 import sys
@@ -26,6 +28,8 @@ ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "kernels" / "csrc"
 CHOICES = ("auto", "0", "cpu", "cuda")
 DEFAULT_ARCHS = "8.0;8.6;9.0;10.0;12.0+PTX"
+OPENMP = ["-fopenmp"] if sys.platform == "linux" else []
+PTX = re.compile(r"(\d+)\.(\d)\w?\+PTX")  # of TORCH_CUDA_ARCH_LIST
 
 
 class CannotBuild(Exception):
@@ -56,16 +60,20 @@ def check_tools() -> None:
 
 
 def check_cuda() -> None:
-    """Raise :class:`CannotBuild` unless torch is a CUDA build and nvcc is there."""
+    """Raise :class:`CannotBuild` unless torch is a CUDA build and the toolkit is there."""
     import torch
-    from torch.utils.cpp_extension import CUDA_HOME as cuda_home
+    from torch.utils import cpp_extension
 
     if torch.version.cuda is None:
         raise CannotBuild(f"torch {torch.__version__} has no CUDA: install a CUDA build of torch")
-    if cuda_home is None or shutil.which("nvcc", path=f"{cuda_home}/bin") is None:
-        raise CannotBuild(
-            f"no nvcc: install the CUDA {torch.version.cuda} toolkit and set CUDA_HOME to it"
-        )
+    # Not imported: that would import the package, and what it needs.
+    toolkit = runpy.run_path(str(ROOT / "fairseq_fwm" / "cuda_toolkit.py"))
+    try:
+        home = str(toolkit["cuda_home"]())
+    except toolkit["NoToolkit"] as problem:
+        raise CannotBuild(f"{problem} (torch is built for CUDA {torch.version.cuda})") from problem
+    # Where nvcc is a wrapper, torch has guessed a folder without headers.
+    cpp_extension.CUDA_HOME = os.environ["CUDA_HOME"] = home
 
 
 def builds_cuda() -> bool:
@@ -81,19 +89,33 @@ def builds_cuda() -> bool:
     return True
 
 
+def cxx_flags() -> list[str]:
+    """Return the flags of the C++ files."""
+    # Python's own flags ask for debugging information: a third of the compiler's time.
+    debug = [] if "-g" in shlex.split(os.environ.get("CFLAGS", "")) else ["-g0"]
+    return ["-O3", *debug, *OPENMP]
+
+
+def nvcc_flags() -> list[str]:
+    """Return the flags of the ``.cu`` files, which know nothing of torch."""
+    archs = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+    ptx = [int(major) * 100 + int(minor) * 10 for major, minor in PTX.findall(archs)]
+    told = [f"-DFWM_CUDA_PTX={','.join(map(str, ptx))}"] if ptx else []
+    return ["-std=c++17", "-O3", "-lineinfo", *told]
+
+
 def extension(cuda: bool) -> Any:
     """Describe ``fairseq_fwm._C``: limited Python ABI, so that one build serves every Python."""
     from torch.utils import cpp_extension
 
     make = cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension
-    openmp = ["-fopenmp"] if sys.platform == "linux" else []
     return make(
         "fairseq_fwm._C",
         sources(cuda),
         include_dirs=[str(CSRC)],
         define_macros=[("FWM_WITH_CUDA", None)] if cuda else [],
-        extra_compile_args={"cxx": ["-O3", *openmp], "nvcc": ["-O3", "-lineinfo"]},
-        extra_link_args=openmp,
+        extra_compile_args={"cxx": cxx_flags(), "nvcc": nvcc_flags()},
+        extra_link_args=OPENMP,
         py_limited_api=True,
     )
 
@@ -123,7 +145,11 @@ def arguments() -> dict[str, Any]:
 
     if cuda:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHS)
-    print(f"fairseq_fwm: building {'CPU and CUDA' if cuda else 'CPU'} kernels.", file=sys.stderr)
+    what = "CPU kernels"
+    if cuda:
+        archs, home = os.environ["TORCH_CUDA_ARCH_LIST"], os.environ["CUDA_HOME"]
+        what = f"CPU and CUDA kernels, for {archs} with {home}"
+    print(f"fairseq_fwm: building {what}.", file=sys.stderr)
     return {
         "ext_modules": [extension(cuda)],
         "cmdclass": {"build_ext": BuildExtension},

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fairseq_fwm import cuda_status
 from fairseq_fwm.kernels_status import kernels_status
 
 USER_DIR = Path(__file__).resolve().parent
@@ -74,7 +75,15 @@ def _versions() -> dict[str, str | None]:
 
 
 def _gpu() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no usable GPU"
+    return str(cuda_status.gpu() or "no usable GPU")
+
+
+def _cuda_archs(archs: list[str]) -> str:
+    here = cuda_status.gpu()
+    if not archs or here is None:
+        return " ".join(archs) or "nothing: built without CUDA kernels"
+    among = "serves" if cuda_status.serves(archs, here.capability) else "does not serve"
+    return f"{' '.join(archs)}, which {among} this GPU"
 
 
 def _version(distribution: str) -> str | None:
@@ -217,6 +226,8 @@ def _as_text(found: dict[str, Any]) -> str:
     rows = versions | {
         "kernels": f"compiled for {' and '.join(names)}" if names else "chunked PyTorch form"
     }
+    if torch.version.cuda or kernels["cuda_archs"]:
+        rows |= {"  CUDA for": _cuda_archs(kernels["cuda_archs"])}
     if kernels["reason"]:
         rows |= {"  because": kernels["reason"], "  cure": kernels["cure"]}
     rows["--user-dir"] = found["user_dir"]

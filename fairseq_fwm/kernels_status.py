@@ -5,9 +5,12 @@ from typing import Any
 
 import torch
 
+from fairseq_fwm import cuda_status
 from fairseq_fwm.ops import library
 
-OPS = tuple(op for op in library.SCHEMAS if not op.endswith("_bwd") and op != "cpu_isa")
+OPS = tuple(
+    op for op in library.SCHEMAS if not op.endswith("_bwd") and "()" not in library.SCHEMAS[op]
+)
 
 
 def kernels_status() -> dict[str, Any]:
@@ -15,25 +18,39 @@ def kernels_status() -> dict[str, Any]:
 
     Returns:
         ``extension``: whether ``fairseq_fwm._C`` is there and loads; ``cpu_isa``: the instruction
-        set of its CPU kernels; ``kernels``: for each op the dispatch keys that have a kernel
+        set of its CPU kernels; ``cuda_archs``: the compute capabilities of its CUDA kernels, such
+        as ``["8.0", "9.0+PTX"]``; ``kernels``: for each op the dispatch keys that have a kernel
         (``CPU`` and ``CUDA`` are compiled, ``CompositeExplicitAutograd`` is the PyTorch form);
-        ``reason``: why compiled kernels are missing, and ``cure``: the command that builds them
-        (both None if they run).
+        ``reason``: why compiled kernels are missing on the CPU or on the GPU that is here, and
+        ``cure``: the command that builds them (both None if they run).
     """
     problem = library.EXTENSION_PROBLEM
     kernels = {f"fwm::{op}": library.dispatch_keys(op) for op in OPS}
     if problem is not None:  # a module that failed half-way may have left some behind, unused
         kernels = {op: keys[-1:] for op, keys in kernels.items()}
-    wanted = ["CPU", "CUDA"] if torch.cuda.is_available() else ["CPU"]
-    missing = [f"{op} on {key}" for op in kernels for key in wanted if key not in kernels[op]]
-    reason = problem or (f"no compiled {', '.join(missing)}" if missing else None)
+    archs = cuda_archs()
+    missing = [op for op, keys in kernels.items() if "CPU" not in keys]
+    if problem is None and missing:
+        problem = f"no compiled {', '.join(missing)} on CPU"
+    if problem is not None:
+        cure = _cure("cuda" if cuda_status.gpu() else "cpu")
+    else:
+        problem, cure = cuda_status.missing(archs, _cure("cuda")) or (None, None)
     return {
-        "extension": problem is None,
-        "cpu_isa": torch.ops.fwm.cpu_isa() if problem is None else None,
+        "extension": library.EXTENSION_PROBLEM is None,
+        "cpu_isa": torch.ops.fwm.cpu_isa() if library.EXTENSION_PROBLEM is None else None,
+        "cuda_archs": archs,
         "kernels": kernels,
-        "reason": reason,
-        "cure": None if reason is None else _cure(wanted[-1].lower()),
+        "reason": problem,
+        "cure": cure,
     }
+
+
+def cuda_archs() -> list[str]:
+    """Return the compute capabilities of the CUDA kernels; none without kernels."""
+    if library.EXTENSION_PROBLEM is not None or not library.dispatch_keys("cuda_archs"):
+        return []
+    return torch.ops.fwm.cuda_archs().split()
 
 
 def _cure(build: str) -> str:

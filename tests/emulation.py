@@ -290,6 +290,16 @@ class Line:
     worst: int
 
 
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a kernel, by its mangled name; ``shared`` are bytes of dynamic memory."""
+
+    kernel: str
+    grid: tuple[int, int, int]
+    threads: int
+    shared: int
+
+
 class Emulator:
     """The controls of a library that :func:`build` made, through ctypes.
 
@@ -301,7 +311,7 @@ class Emulator:
         self.library = ctypes.CDLL(str(path))
         self.library.fwm_emulator_set.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
         self.library.fwm_emulator_finding_count.restype = ctypes.c_size_t
-        for name in "set", "barriers", "report":
+        for name in "set", "barriers", "launches", "report":
             getattr(self.library, f"fwm_emulator_{name}").restype = ctypes.c_char_p
 
     def reset(self) -> None:
@@ -309,7 +319,8 @@ class Emulator:
         self.library.fwm_emulator_reset()
 
     def set(self, **options: object) -> None:
-        """Set options: ``order``, ``seed``, ``shared_limit``, ``fill_shared``, ``skip``.
+        """Set options: ``order``, ``seed``, ``shared_limit``, ``fill_shared``, ``execute``,
+        ``skip``.
 
         Raises:
             ValueError: there is no such option, or not with this value.
@@ -326,6 +337,15 @@ class Emulator:
             *skipped, kind, place, count = text.split()
             file, line = place.rsplit(":", 1)
             found.append(Barrier(kind, file, int(line), int(count), bool(skipped)))
+        return found
+
+    def launches(self) -> list[Launch]:
+        """Return the launches since the last reset, in order."""
+        found = []
+        for text in self.library.fwm_emulator_launches().decode().splitlines():
+            *sizes, kernel = text.split(maxsplit=5)
+            x, y, z, threads, shared = map(int, sizes)
+            found.append(Launch(kernel, (x, y, z), threads, shared))
         return found
 
     def races(self) -> tuple[int, list[str]]:

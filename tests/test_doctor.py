@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fairseq_fwm import doctor
+from fairseq_fwm import cuda_status, doctor
 from fairseq_fwm.kernels_status import OPS, kernels_status
+from fairseq_fwm.ops import library
 
 # Hides fairseq as if it were not installed, then runs the doctor.
 WITHOUT_FAIRSEQ = """
@@ -137,3 +138,81 @@ def test_extension_that_does_not_load_is_named(run, root: Path, tmp_path: Path) 
     assert not status["extension"]
     assert "fairseq_fwm._C does not load" in status["reason"]
     assert status["cure"]
+
+
+# ---- CUDA, as it looks where there is a GPU
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Return a function that pretends a torch, a GPU and kernels, and returns the status."""
+
+    def pretend(
+        *, gpu: tuple[int, int] | None, archs: str, cuda: str | None = "13.0", nvcc: str = "13.0"
+    ) -> dict:
+        def toolkit() -> Path:
+            if not nvcc:
+                raise cuda_status.NoToolkit("no nvcc: install the CUDA toolkit")
+            return tmp_path
+
+        compiled = {"cpu_isa": "avx2", "cuda_archs": archs}
+        keys = ["CPU", "CUDA", "CompositeExplicitAutograd"]
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: gpu)
+        monkeypatch.setattr(cuda_status, "cuda_home", toolkit)
+        monkeypatch.setattr(cuda_status, "cuda_release", lambda home: nvcc)
+        monkeypatch.setattr(cuda_status, "DRIVER", tmp_path)
+        monkeypatch.setattr(library, "EXTENSION_PROBLEM", None)
+        monkeypatch.setattr(library, "dispatch_keys", lambda op: keys)
+        for name, value in compiled.items():
+            monkeypatch.setattr(torch.ops.fwm, name, lambda value=value: value, raising=False)
+        return kernels_status()
+
+    return pretend
+
+
+BUILD = "FWM_BUILD=cuda pip install"
+CASES = [
+    # GPU, compiled for, more: what is wrong, the cure's beginning
+    ((9, 0), "8.0 9.0+PTX", {}, None, None),
+    ((8, 9), "8.0 9.0", {}, None, None),
+    ((10, 0), "8.0 9.0+PTX", {}, None, None),
+    (None, "8.0", {}, None, None),
+    (None, "", {}, None, None),
+    ((10, 0), "8.0+PTX 9.0", {}, None, None),
+    ((8, 0), "8.6", {}, "compiled for 8.6, this GPU is Some GPU, 8.0",
+     f"TORCH_CUDA_ARCH_LIST=8.0 {BUILD}"),
+    ((12, 0), "8.0 9.0", {}, "compiled for 8.0 9.0, this GPU is Some GPU, 12.0",
+     f"TORCH_CUDA_ARCH_LIST=12.0 {BUILD}"),
+    ((7, 5), "8.0", {}, "need compute capability 8.0, this GPU is Some GPU, 7.5", "nothing to do"),
+    ((9, 0), "", {}, "built without CUDA kernels", BUILD),
+    ((9, 0), "", {"nvcc": ""}, "built without CUDA kernels",
+     f"no nvcc: install the CUDA toolkit; then {BUILD}"),
+    ((9, 0), "", {"nvcc": "12.4"}, "built without CUDA kernels",
+     f"nvcc is of CUDA 12.4, torch of 13.0: set CUDA_HOME to a toolkit of 13.0; then {BUILD}"),
+    (None, "", {"cuda": None}, "has no CUDA, though this machine has an NVIDIA GPU",
+     "install a CUDA build of torch"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("gpu", "archs", "more", "reason", "cure"), CASES)
+def test_cuda_is_there_or_its_cure(machine, capsys, gpu, archs, more, reason, cure) -> None:
+    status = machine(gpu=gpu, archs=archs, **more)
+    assert status["cuda_archs"] == archs.split()
+    assert (status["reason"], status["cure"]) == (None, None) or reason in status["reason"]
+    assert (reason is None) == (status["reason"] is None)
+    assert cure is None or status["cure"].startswith(cure)
+    doctor.main([])
+    text = capsys.readouterr().out
+    if archs and gpu:
+        serves = "serves" if reason is None else "does not serve"
+        assert f"CUDA for     {archs}, which {serves} this GPU" in text
+    assert reason is None or (reason in text and status["cure"] in text)
+
+
+def test_an_old_extension_names_no_archs(machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(gpu=None, archs="8.0")
+    monkeypatch.setattr(library, "dispatch_keys", lambda op: [])
+    assert kernels_status()["cuda_archs"] == []

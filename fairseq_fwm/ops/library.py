@@ -45,6 +45,7 @@ SCHEMAS = {
     "favor_exp": f"(Tensor u, Tensor offset, {_FAVOR}) -> Tensor",
     "favor_exp_bwd": f"(Tensor dphi, Tensor phi, {_FAVOR}) -> (Tensor, Tensor)",
     "cpu_isa": "() -> str",
+    "cuda_archs": "() -> str",
 }
 
 

@@ -7,6 +7,8 @@
 #include "ops.h"
 
 #if defined(FWM_WITH_CUDA)
+#include "cuda/launch.h"
+
 namespace fwm {
 void register_cuda_ops(torch::Library& library);  // cuda/bindings.cpp
 }
@@ -155,6 +157,14 @@ std::tuple<Tensor, Tensor> favor_exp_bwd(const Tensor& dphi_, const Tensor& phi_
 
 std::string cpu_isa() { return kernels().isa; }
 
+std::string cuda_archs() {
+#if defined(FWM_WITH_CUDA)
+  return fwm::gpu::archs();
+#else
+  return "";
+#endif
+}
+
 // Implementations only: the schemas are in fairseq_fwm/ops/library.py. Registered when the module is
 // imported and not by a static object: a library that does not fit the schemas must raise an error,
 // and an exception while a shared object loads would end the process.
@@ -172,6 +182,7 @@ void register_kernels() {
   static torch::Library any(torch::Library::IMPL, "fwm", c10::DispatchKey::CompositeExplicitAutograd,
                             __FILE__, __LINE__);
   any.impl("cpu_isa", &cpu_isa);
+  any.impl("cuda_archs", &cuda_archs);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 
 #include "barriers.h"
 #include "block.h"
+#include "launches.h"
 #include "observer.h"
 
 using namespace fwm::emulator;
@@ -45,10 +46,12 @@ void set(const std::string& name, const std::string& value) {
     options.shared_limit = number(value);
   } else if (name == "fill_shared") {
     options.fill_shared = number(value) != 0;
+  } else if (name == "execute") {
+    options.execute = number(value) != 0;
   } else if (name == "skip") {
     options.skip = barrier(value);
   } else {
-    throw Error("no such option; there are order, seed, shared_limit, fill_shared, skip");
+    throw Error("no such option; there are order, seed, shared_limit, fill_shared, execute, skip");
   }
 }
 
@@ -67,8 +70,11 @@ std::size_t fwm_emulator_shared_limit() { return fwm::emulator::options.shared_l
 void fwm_emulator_reset() {
   options = Options();
   forget_barriers();
+  forget_launches();
   if (observer) observer->reset();
 }
+
+const char* fwm_emulator_launches() { return (answer = list_launches()).c_str(); }
 
 const char* fwm_emulator_barriers() { return (answer = list_barriers()).c_str(); }
 

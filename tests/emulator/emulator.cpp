@@ -10,6 +10,7 @@
 
 #include "barriers.h"
 #include "block.h"
+#include "launches.h"
 #include "observer.h"
 #include "shared_space.h"
 
@@ -104,6 +105,8 @@ void run(const Launch& launch, dim3 grid, dim3 size, std::size_t shared,
   std::lock_guard<std::mutex> lock(one_launch);
   const Running running(launch);
   check_launch(grid, size, shared);
+  note_launch(launch, grid, size, shared);
+  if (!options.execute) return;
   builtins.block_size = size;
   builtins.grid_size = grid;
   parameters = Range(call, call_bytes);

@@ -44,6 +44,7 @@ struct Launch {
   const char* kernel;
   const char* file;
   int line;
+  const void* function = nullptr;
 };
 
 struct Builtins {
@@ -79,8 +80,8 @@ void run(const Launch& launch, dim3 grid, dim3 block, std::size_t shared,
          void (*body)(const void* parameters), const void* parameters, std::size_t parameter_bytes);
 
 template <class... Parameters>
-void launch(const Launch& launch, void (*kernel)(Parameters...), dim3 grid, dim3 block,
-            std::size_t shared, cudaStream_t, std::decay_t<Parameters>... arguments) {
+void launch(Launch launch, void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared,
+            cudaStream_t, std::decay_t<Parameters>... arguments) {
   struct Call {
     void (*kernel)(Parameters...);
     std::tuple<Parameters...> parameters;
@@ -90,6 +91,7 @@ void launch(const Launch& launch, void (*kernel)(Parameters...), dim3 grid, dim3
     const Call& call = *static_cast<const Call*>(untyped);
     std::apply(call.kernel, call.parameters);
   };
+  launch.function = reinterpret_cast<const void*>(kernel);
   run(launch, grid, block, shared, body, &call, sizeof call);
 }
 

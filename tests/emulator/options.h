@@ -21,6 +21,7 @@ struct Options {
   std::uint64_t seed = 1;        // of the random order
   std::size_t shared_limit = 227 << 10;  // bytes a block may have: H100; A100 has 163 KiB
   bool fill_shared = true;               // with NaN, before every block
+  bool execute = true;                   // or only check and note launches: pointers may be wrong
   // Mutation tests: the __syncthreads or __syncwarp to ignore, as FILE:LINE; FILE is a path's end.
   std::string skip;
 };
@@ -50,6 +51,10 @@ const char* fwm_emulator_set(const char* name, const char* value);
 void fwm_emulator_reset(void);
 // What a GPU would say of itself.
 std::size_t fwm_emulator_shared_limit(void);
+
+// The launches since the last reset, one a line:
+// "GRID_X GRID_Y GRID_Z THREADS SHARED_BYTES KERNEL", with the kernel's mangled name.
+const char* fwm_emulator_launches(void);
 
 // The barriers that ran, one a line: "__syncthreads FILE:LINE COUNT"; "skipped" before those that
 // were to be ignored. Valid until the next call, like the report.

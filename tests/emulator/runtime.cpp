@@ -5,5 +5,6 @@
 #include "control.cpp"
 #include "emulator.cpp"
 #include "fiber.cpp"
+#include "launches.cpp"
 #include "matrix.cpp"
 #include "shared_space.cpp"

@@ -34,5 +34,8 @@ void backward(const Causal& a, const Form& form, float* workspace, void* stream)
 // from other places than they are written to.
 void step(const Step& a, float* divisors, void* stream);
 
+// The compute capabilities that the kernels are compiled for: "8.0 9.0+PTX".
+const char* archs();
+
 }  // namespace gpu
 }  // namespace fwm
