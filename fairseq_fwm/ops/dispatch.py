@@ -68,8 +68,8 @@ def _log_once(op: str, device: str, chosen: str) -> None:
         )
     elif device == "cuda":
         logger.info(
-            "fwm::%s on cuda: compiled kernel; long sequences of bf16 and fp16 tensors, and of fp32 "
-            "ones with torch.backends.cuda.matmul.allow_tf32, by tensor cores "
+            "fwm::%s on cuda: compiled kernel; long sequences of bf16 and fp16 tensors, and of "
+            "fp32 ones with torch.backends.cuda.matmul.allow_tf32, by tensor cores "
             "(FWM_CUDA_FORM=general keeps fp32 arithmetic)",
             op,
         )

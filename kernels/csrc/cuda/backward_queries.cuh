@@ -38,21 +38,21 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
                             const bool all, const int steps) {
   constexpr int E = Shape::kRows;
   SharedMemory shared;
-  const Columns<Shape> columns(a, all, blockIdx.y);
-  const int ld = columns.ld(), c = Slice<Shape>::column();
+  const Columns<Shape> own_columns(a, all, blockIdx.y);
+  const int ld = own_columns.ld();
   const QueriesTiles<Shape, Delta> tile(shared, a.features, steps, ld);
   const Head own(a.H, blockIdx.x);
-  const bool first_part = Slice<Shape>::part() == 0, norm = a.attn_norm != AttnNorm::none;
-  const bool mapped = is_mapped(a.features) || norm;
+  const bool norm = a.attn_norm != AttnNorm::none;
   const float* z_0 = static_cast<const float*>(a.normalizer);
   for (int j = threadIdx.x; norm && j < ld; j += blockDim.x) {
-    tile.z[j] = z_0 && j < columns.width ? z_0[own.index * a.features.K + columns.begin + j] : 0.0f;
+    tile.z[j] = z_0 && j < own_columns.width ? z_0[own.index * a.features.K + own_columns.begin + j] : 0.0f;
   }
-  ColumnParts<Shape> parts(a, slab, columns, a.state, own, kept.places);
+  ColumnParts<Shape> parts(a, slab, own_columns, a.state, own, kept.places);
   for (int first = 0; first < a.T; first += steps) {
     const Span span(a.T, first, steps, false);
     const Head head(a.H, opaque(blockIdx.x));
     const bool* mask = mask_of(a, head);
+    const Columns<Shape> columns(a, all, opaque(blockIdx.y));
     load_scalars(tile.scalars, a, head, span);
     load_divisor_gradients(tile.scalars, a, kept, slab.first, head, span);
     tile.values.load(a, kept, slab, head, span);
@@ -62,21 +62,21 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     }
     tile.k.load(a.features, a.k, a.dtype, head, span, columns.begin, columns.width, mask);
     __syncthreads();
-    if (mapped) {
+    if (is_mapped(a.features) || norm) {
       map_features(tile.k, a.features, span, tile.scalars.k_divisors(), mask);
       __syncthreads();
     }
     parts.for_each(first == 0, [&](Column<Shape>& S, int from) {
       for (int i = 0; i < span.count; i++) {
-        const int at = i * ld + from + c;
+        const int at = i * ld + from + Slice<Shape>::column();
         const float beta = Delta ? tile.scalars.beta(i) : 1.0f;
         if (Delta) {
           const float dk = -beta * S.read(Slice<Shape>(tile.values.dv + i * E));
-          if (first_part) tile.dk[at] = dk;
+          if (Slice<Shape>::part() == 0) tile.dk[at] = dk;
         }
         S.write(Slice<Shape>(tile.values.written + i * E), beta * tile.k.phi[at]);
         const float dq = S.read(Slice<Shape>(tile.values.dy + i * E));
-        if (first_part) tile.dq[at] = dq;
+        if (Slice<Shape>::part() == 0) tile.dq[at] = dq;
       }
     });
     __syncthreads();

@@ -59,7 +59,7 @@ struct ChunkByValueTiles {
 };
 
 template <class E>
-__global__ void __launch_bounds__(kChunkThreads, 2)
+__global__ void __launch_bounds__(kChunkThreads, 1)
     chunk_keys_kernel(FWM_GPU_PARAMETER Causal a, FWM_GPU_PARAMETER Chunks chunks,
                       FWM_GPU_PARAMETER BackwardWorkspace kept, FWM_GPU_PARAMETER Slab slab,
                       FWM_GPU_PARAMETER ChunkMatrices<E> matrices) {
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kChunkThreads, 2)
 }
 
 template <class E>
-__global__ void __launch_bounds__(kChunkThreads, 2)
+__global__ void __launch_bounds__(kChunkThreads, 1)
     chunk_queries_kernel(FWM_GPU_PARAMETER Causal a, FWM_GPU_PARAMETER Chunks chunks,
                          FWM_GPU_PARAMETER BackwardWorkspace kept, FWM_GPU_PARAMETER Slab slab,
                          FWM_GPU_PARAMETER ChunkMatrices<E> matrices) {

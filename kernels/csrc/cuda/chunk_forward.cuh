@@ -35,7 +35,7 @@ struct ChunkForwardTiles {
 };
 
 template <class E>
-__global__ void __launch_bounds__(kChunkThreads, 2)
+__global__ void __launch_bounds__(kChunkThreads, 1)
     chunk_forward_kernel(FWM_GPU_PARAMETER Causal a, FWM_GPU_PARAMETER Chunks chunks,
                          FWM_GPU_PARAMETER ChunkMatrices<E> matrices) {
   SharedMemory shared;

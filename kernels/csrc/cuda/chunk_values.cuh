@@ -40,7 +40,7 @@ struct ChunkValuesTiles {
 };
 
 template <class E>
-__global__ void __launch_bounds__(kChunkThreads, 2)
+__global__ void __launch_bounds__(kChunkThreads, 1)
     chunk_values_kernel(FWM_GPU_PARAMETER Causal a, FWM_GPU_PARAMETER Chunks chunks,
                         FWM_GPU_PARAMETER BackwardWorkspace kept,
                         FWM_GPU_PARAMETER ChunkMatrices<E> matrices) {

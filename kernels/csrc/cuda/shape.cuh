@@ -42,7 +42,7 @@ void with_shape(Index rows, Run run) {
 // other blocks on the same multiprocessor. bytes(steps) is what they need of shared memory.
 template <class Bytes>
 int steps_that_fit(Index T, Bytes bytes) {
-  constexpr std::size_t kRoom = 24 << 10;
+  constexpr std::size_t kRoom = 19 << 10;
   int steps = 32;
   while (steps > 1 && (bytes(steps) > kRoom || steps / 2 >= T)) steps /= 2;
   return steps;

@@ -20,11 +20,11 @@ void step(const Step& a, float* divisors, void* stream_) {
     denominator = divisors, kappa = static_cast<const float*>(one.kappa);
   }
   if (a.features.K <= 256) {
-    launch_step<16>(a, denominator, kappa, stream);
+    launch_step<16, 1>(a, denominator, kappa, stream);
   } else if (a.features.K <= 512) {
-    launch_step<32>(a, denominator, kappa, stream);
+    launch_step<32, 2>(a, denominator, kappa, stream);
   } else {
-    launch_step<64>(a, denominator, kappa, stream);
+    launch_step<32, 4>(a, denominator, kappa, stream);
   }
 }
 

@@ -39,10 +39,15 @@ __device__ __forceinline__ float load_number(const Rows& rows, DType dtype, Inde
   return x;
 }
 
-constexpr int kStepThreads = 512;  // at most
+// At most: a thread with more rows needs more registers.
+template <int Slice>
+constexpr int kStepThreads = Slice == 16 ? 512 : 256;
 
-template <int Slice, bool Delta>
-__global__ void __launch_bounds__(kStepThreads, Slice < 64 ? 1 : 0) step_kernel(FWM_GPU_PARAMETER Step a, const float* denominator, const float* kappa) {
+// A warp has Slice neighbouring rows of the state in registers; with Parts of them it reads the state
+// twice for the delta rule.
+template <int Slice, int Parts, bool Delta>
+__global__ void __launch_bounds__(kStepThreads<Slice>, Slice == 16 ? 2 : 1)
+    step_kernel(FWM_GPU_PARAMETER Step a, const float* denominator, const float* kappa) {
   SharedMemory shared;
   const StepTiles<Slice> tile(shared, a.features, blockDim.x / 32);
   const Head head(a.H, blockIdx.x);
@@ -59,11 +64,15 @@ __global__ void __launch_bounds__(kStepThreads, Slice < 64 ? 1 : 0) step_kernel(
   tile.k.load(a.features, a.k, a.dtype, head, now, 0, K, mask);
   if (threadIdx.x == 0) tile.ones[0] = 1.0f;
   float s[Slice];
+  const auto first_row = [&](int part) { return (part * int(blockDim.x / 32) + warp) * Slice; };
+  const auto load = [&](int part) {
 #pragma unroll
-  for (int i = 0; i < Slice; i++) {
-    const int j = warp * Slice + i;
-    s[i] = j < K && c < V ? old[Index(j) * V + c] : 0.0f;
-  }
+    for (int i = 0; i < Slice; i++) {
+      const int j = first_row(part) + i;
+      s[i] = j < K && c < V ? old[Index(j) * V + c] : 0.0f;
+    }
+  };
+  if (Parts == 1) load(0);
   __syncthreads();
   if (is_mapped(a.features)) {
     map_features(tile.q, a.features, now, tile.ones);
@@ -76,9 +85,13 @@ __global__ void __launch_bounds__(kStepThreads, Slice < 64 ? 1 : 0) step_kernel(
   if (writes && c < V) x = load_number(a.v, a.dtype, head.offset(a.v) + c);
   if (Delta) {
     float sum = 0.0f;
+    for (int part = 0; part < Parts; part++) {
+      if (Parts > 1) load(part);
 #pragma unroll
-    for (int i = 0; i < Slice; i++) {
-      if (warp * Slice + i < K) sum += s[i] * (tile.k.phi[warp * Slice + i] / k_divisor);
+      for (int i = 0; i < Slice; i++) {
+        const int j = first_row(part) + i;
+        if (j < K) sum += s[i] * (tile.k.phi[j] / k_divisor);
+      }
     }
     tile.retrieved[threadIdx.x] = sum;
     __syncthreads();
@@ -87,13 +100,16 @@ __global__ void __launch_bounds__(kStepThreads, Slice < 64 ? 1 : 0) step_kernel(
     x = beta * (x - sum_over_warps(tile.retrieved));
   }
   float sum = 0.0f;
+  for (int part = 0; part < Parts; part++) {
+    if (Parts > 1) load(part);
 #pragma unroll
-  for (int i = 0; i < Slice; i++) {
-    const int j = warp * Slice + i;
-    if (j >= K) continue;
-    s[i] += tile.k.phi[j] / k_divisor * x;
-    sum += s[i] * (tile.q.phi[j] / q_divisor);
-    if (c < V) fresh[Index(j) * V + c] = s[i];
+    for (int i = 0; i < Slice; i++) {
+      const int j = first_row(part) + i;
+      if (j >= K) continue;
+      s[i] += tile.k.phi[j] / k_divisor * x;
+      sum += s[i] * (tile.q.phi[j] / q_divisor);
+      if (c < V) fresh[Index(j) * V + c] = s[i];
+    }
   }
   tile.read[threadIdx.x] = sum;
   __syncthreads();
@@ -105,15 +121,15 @@ __global__ void __launch_bounds__(kStepThreads, Slice < 64 ? 1 : 0) step_kernel(
   });
 }
 
-template <int Slice>
+template <int Slice, int Parts>
 void launch_step(const Step& a, const float* denominator, const float* kappa, cudaStream_t stream) {
-  const int warps = int(a.features.K + Slice - 1) / Slice;
+  const int warps = int(a.features.K + Slice * Parts - 1) / (Slice * Parts);
   const dim3 grid(unsigned(a.N * a.H), unsigned((a.V + 31) / 32)), block(32 * warps);
   const std::size_t bytes = StepTiles<Slice>::bytes(a.features, warps);
   if (a.delta) {
-    FWM_GPU_LAUNCH((step_kernel<Slice, true>), grid, block, bytes, stream, a, denominator, kappa);
+    FWM_GPU_LAUNCH((step_kernel<Slice, Parts, true>), grid, block, bytes, stream, a, denominator, kappa);
   } else {
-    FWM_GPU_LAUNCH((step_kernel<Slice, false>), grid, block, bytes, stream, a, denominator, kappa);
+    FWM_GPU_LAUNCH((step_kernel<Slice, Parts, false>), grid, block, bytes, stream, a, denominator, kappa);
   }
 }
 
