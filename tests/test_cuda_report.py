@@ -98,7 +98,6 @@ def test_kernels(rows, rule) -> None:
     assert list(rule(rows)) == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("rule", report.RULES)
 @pytest.mark.parametrize("arch", [arch for arch in report.ARCHS if arch != "8.0"])
 def test_kernels_for_other_gpus(toolkit, shapes, arch, rule) -> None:
