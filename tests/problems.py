@@ -60,6 +60,22 @@ class Problem:
         loss = sum((x * w.to(dtype)).sum() for x, w in zip(outputs, self.weights, strict=False))
         return [x.detach() for x in (*outputs, *torch.autograd.grad(loss, leaves))]
 
+    def poison_masked(self):
+        """Put NaN where nothing may be read: keys, values and strengths at masked positions."""
+        for x in self.inputs[1:]:
+            n, _, t, *features = x.shape
+            x.masked_fill_(~self.mask.reshape(n, 1, t, *[1] * len(features)), torch.nan)
+
+    def change_from(self, t):
+        """Change everything from time t on."""
+        for x in self.inputs:
+            x[:, :, t:] += 1
+
+
+def equal_bits(found, wanted):
+    """Return whether two lists of results agree to the bit."""
+    return all(torch.equal(x, y) for x, y in zip(found, wanted, strict=True))
+
 
 def errors(found, wanted):
     return [

@@ -5,7 +5,7 @@ import torch
 from cuda_impl import IMPL, MARKS, OPS, on_a_gpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import FEATURES, FORWARD, Problem, check, errors, strided
+from problems import FEATURES, FORWARD, Problem, check, equal_bits, errors, strided
 
 from fairseq_fwm import ops
 from fairseq_fwm.ops import FeatureSpec, library
@@ -96,14 +96,14 @@ def test_threads_in_any_order_give_equal_bits(controls, rule, attn_norm):
     for order, seed in (("reverse", 1), ("random", 1), ("random", 2)):
         controls.set(order=order, seed=seed)
         found = problem.run(torch.float32, IMPL)
-        assert all(torch.equal(x, y) for x, y in zip(found, wanted, strict=True))
+        assert equal_bits(found, wanted)
 
 
 @pytest.mark.parametrize("rule", FORWARD)
 def test_runs_give_equal_bits(rule):
     problem = Problem(rule, 2, 3, 33, 16, 40, FeatureSpec("elu", 1, True), "output", True)
     first, second = (problem.run(torch.float32, IMPL) for _ in range(2))
-    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+    assert equal_bits(first, second)
 
 
 @pytest.mark.parametrize("t", [6, 40])
@@ -111,10 +111,9 @@ def test_runs_give_equal_bits(rule):
 def test_garbage_at_masked_positions_goes_nowhere(rule, t):
     problem = Problem(rule, 2, 2, t, 8, 33, FeatureSpec("dpfp", 1, True), "output", mask=True)
     wanted = problem.run(torch.float32, IMPL)
-    for x in problem.inputs[1:]:
-        x.masked_fill_(~problem.mask[:, None, :].reshape(2, 1, t, *[1] * (x.dim() - 3)), torch.nan)
+    problem.poison_masked()
     found = problem.run(torch.float32, IMPL)
-    assert all(torch.equal(x, y) for x, y in zip(found, wanted, strict=True))
+    assert equal_bits(found, wanted)
     for gradient in found[2:]:  # of k, v and beta
         masked = gradient.movedim(2, 1)[~problem.mask] if gradient.shape[2] == t else gradient
         assert (masked == 0).all()
@@ -125,8 +124,7 @@ def test_changing_the_future_changes_no_bit_of_the_past(rule):
     t = 50
     problem = Problem(rule, 1, 2, t, 32, 33, FeatureSpec("elu", 1, True), "output")
     before = problem.run(torch.float32, IMPL)[0]
-    for x in problem.inputs:
-        x[:, :, t // 2 :] += 1
+    problem.change_from(t // 2)
     after = problem.run(torch.float32, IMPL)[0]
     assert torch.equal(before[:, :, : t // 2], after[:, :, : t // 2])
     assert not torch.equal(before[:, :, t // 2 :], after[:, :, t // 2 :])
@@ -149,7 +147,7 @@ def test_saved_bytes(rule, attn_norm):
     assert per_token == 2 * 30 * (r + divisors)
     first = torch.autograd.grad(y.sum(), inputs, retain_graph=True)
     second = torch.autograd.grad(y.sum(), inputs)
-    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+    assert equal_bits(first, second)
 
 
 def step_op(rule, in_place=False):
@@ -199,7 +197,7 @@ def test_steps_gather_rows_first(rule, rows):
     rows = torch.tensor(rows)
     wanted = step_op(rule)(*now, S[rows], z[rows], None, None, *options(spec, attn_norm))
     found = step_op(rule)(*now, S, z, rows, None, *options(spec, attn_norm))
-    assert all(torch.equal(x, y) for x, y in zip(found, wanted, strict=True))
+    assert equal_bits(found, wanted)
     y = step_op(rule, True)(*now, S, z, rows, None, *options(spec, attn_norm))
     assert all(torch.equal(x, y) for x, y in zip((y, S, z), wanted, strict=True))
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import FEATURES, FORWARD, STEP, STEP_, Problem, errors
+from problems import FEATURES, FORWARD, STEP, STEP_, Problem, equal_bits, errors
 
 from fairseq_fwm import ops
 from fairseq_fwm.ops import FeatureSpec, library
@@ -123,10 +123,9 @@ def test_threads_give_equal_bits(rule, t, attn_norm):
 def test_garbage_at_masked_positions_goes_nowhere(rule, t):
     problem = Problem(rule, 2, 2, t, 8, 33, FeatureSpec("dpfp", 1, True), "output", mask=True)
     wanted = problem.run(torch.float32, "cpu")
-    for x in problem.inputs[1:]:
-        x.masked_fill_(~problem.mask[:, None, :].reshape(2, 1, t, *[1] * (x.dim() - 3)), torch.nan)
+    problem.poison_masked()
     found = problem.run(torch.float32, "cpu")
-    assert all(torch.equal(x, y) for x, y in zip(found, wanted, strict=True))
+    assert equal_bits(found, wanted)
     for gradient in found[2:]:  # of k, v and beta
         masked = gradient.movedim(2, 1)[~problem.mask] if gradient.shape[2] == t else gradient
         assert (masked == 0).all()
@@ -137,8 +136,7 @@ def test_garbage_at_masked_positions_goes_nowhere(rule, t):
 def test_changing_the_future_changes_no_bit_of_the_past(rule, t):
     problem = Problem(rule, 1, 2, t, 32, 33, FeatureSpec("elu", 1, True), "output")
     before = problem.run(torch.float32, "cpu")[0]
-    for x in problem.inputs:
-        x[:, :, t // 2 :] += 1
+    problem.change_from(t // 2)
     after = problem.run(torch.float32, "cpu")[0]
     assert torch.equal(before[:, :, : t // 2], after[:, :, : t // 2])
     assert not torch.equal(before[:, :, t // 2 :], after[:, :, t // 2 :])
@@ -157,7 +155,7 @@ def test_backward_twice_and_saved_bytes(rule):
     assert sum(x.nbytes for x in saved) <= allowed
     first = torch.autograd.grad(y.sum(), inputs, retain_graph=True)
     second = torch.autograd.grad(y.sum(), inputs)
-    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+    assert equal_bits(first, second)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

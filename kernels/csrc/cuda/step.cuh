@@ -7,7 +7,6 @@
 namespace fwm {
 namespace gpu {
 
-template <int Slice>
 struct StepTiles {
   FeatureTile q, k;
   float *ones, *retrieved, *read;
@@ -49,7 +48,7 @@ template <int Slice, int Parts, bool Delta>
 __global__ void __launch_bounds__(kStepThreads<Slice>, Slice == 16 ? 2 : 1)
     step_kernel(FWM_GPU_PARAMETER Step a, const float* denominator, const float* kappa) {
   SharedMemory shared;
-  const StepTiles<Slice> tile(shared, a.features, blockDim.x / 32);
+  const StepTiles tile(shared, a.features, blockDim.x / 32);
   const Head head(a.H, blockIdx.x);
   const Span now(1, 0, 1, false);
   const int K = int(a.features.K), V = int(a.V), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -125,7 +124,7 @@ template <int Slice, int Parts>
 void launch_step(const Step& a, const float* denominator, const float* kappa, cudaStream_t stream) {
   const int warps = int(a.features.K + Slice * Parts - 1) / (Slice * Parts);
   const dim3 grid(unsigned(a.N * a.H), unsigned((a.V + 31) / 32)), block(32 * warps);
-  const std::size_t bytes = StepTiles<Slice>::bytes(a.features, warps);
+  const std::size_t bytes = StepTiles::bytes(a.features, warps);
   if (a.delta) {
     FWM_GPU_LAUNCH((step_kernel<Slice, Parts, true>), grid, block, bytes, stream, a, denominator, kappa);
   } else {
