@@ -1,56 +1,15 @@
-"""Tell which GPUs the CUDA kernels are compiled for, and what is missing where none serve."""
+"""Tell why a GPU that is here runs no compiled kernel, and what to do about it."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from fairseq_fwm.cuda_toolkit import NoToolkit, cuda_home, cuda_release
+from fairseq_fwm.ops.gpu import gpu, number, serves
 
 OLDEST = (8, 0)  # asynchronous copies and the formats of the tensor cores
 DRIVER = Path("/proc/driver/nvidia/version")
-
-
-class GPU(NamedTuple):
-    """The current GPU: its name and compute capability."""
-
-    name: str
-    capability: tuple[int, int]
-
-    def __str__(self) -> str:
-        return f"{self.name}, {number(self.capability)}"
-
-
-def number(capability: tuple[int, int]) -> str:
-    """Write a compute capability as in TORCH_CUDA_ARCH_LIST."""
-    return ".".join(map(str, capability))
-
-
-def gpu() -> GPU | None:
-    """Return the GPU that torch uses; None if there is none."""
-    if not torch.cuda.is_available():
-        return None
-    return GPU(torch.cuda.get_device_name(), torch.cuda.get_device_capability())
-
-
-def serves(archs: Sequence[str], capability: tuple[int, int]) -> bool:
-    """Return whether code for ``archs`` runs on a GPU.
-
-    Machine code serves its own major version from its minor one on; PTX is compiled when it is
-    loaded, for its own and every later version.
-
-    Args:
-        archs: such as ``8.0`` or ``9.0+PTX``.
-        capability: the GPU's major and minor version.
-    """
-    for arch in archs:
-        version, _, ptx = arch.partition("+")
-        major, minor = map(int, version.split("."))
-        same = major == capability[0] and minor <= capability[1]
-        if same or (ptx and (major, minor) <= capability):
-            return True
-    return False
 
 
 def missing(archs: Sequence[str], build: str) -> tuple[str, str] | None:

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fairseq_fwm import cuda_status
 from fairseq_fwm.kernels_status import kernels_status
+from fairseq_fwm.ops.gpu import gpu, serves
 
 USER_DIR = Path(__file__).resolve().parent
 OLDEST_PYTHON = (3, 11)
@@ -75,14 +75,14 @@ def _versions() -> dict[str, str | None]:
 
 
 def _gpu() -> str:
-    return str(cuda_status.gpu() or "no usable GPU")
+    return str(gpu() or "no usable GPU")
 
 
 def _cuda_archs(archs: list[str]) -> str:
-    here = cuda_status.gpu()
+    here = gpu()
     if not archs or here is None:
         return " ".join(archs) or "nothing: built without CUDA kernels"
-    among = "serves" if cuda_status.serves(archs, here.capability) else "does not serve"
+    among = "serves" if serves(archs, here.capability) else "does not serve"
     return f"{' '.join(archs)}, which {among} this GPU"
 
 

@@ -7,6 +7,7 @@ import torch
 
 from fairseq_fwm import cuda_status
 from fairseq_fwm.ops import library
+from fairseq_fwm.ops.gpu import gpu
 
 OPS = tuple(
     op for op in library.SCHEMAS if not op.endswith("_bwd") and "()" not in library.SCHEMAS[op]
@@ -28,12 +29,12 @@ def kernels_status() -> dict[str, Any]:
     kernels = {f"fwm::{op}": library.dispatch_keys(op) for op in OPS}
     if problem is not None:  # a module that failed half-way may have left some behind, unused
         kernels = {op: keys[-1:] for op, keys in kernels.items()}
-    archs = cuda_archs()
+    archs = library.cuda_archs()
     missing = [op for op, keys in kernels.items() if "CPU" not in keys]
     if problem is None and missing:
         problem = f"no compiled {', '.join(missing)} on CPU"
     if problem is not None:
-        cure = _cure("cuda" if cuda_status.gpu() else "cpu")
+        cure = _cure("cuda" if gpu() else "cpu")
     else:
         problem, cure = cuda_status.missing(archs, _cure("cuda")) or (None, None)
     return {
@@ -44,13 +45,6 @@ def kernels_status() -> dict[str, Any]:
         "reason": problem,
         "cure": cure,
     }
-
-
-def cuda_archs() -> list[str]:
-    """Return the compute capabilities of the CUDA kernels; none without kernels."""
-    if library.EXTENSION_PROBLEM is not None or not library.dispatch_keys("cuda_archs"):
-        return []
-    return torch.ops.fwm.cuda_archs().split()
 
 
 def _cure(build: str) -> str:

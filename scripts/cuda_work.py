@@ -14,6 +14,7 @@ from cuda_launches import Launchers, Problem
 from emulation import Launch
 
 TILE = 16
+TF32_DEPTH = 8
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 TEMPLATE = re.compile(r"Shape<(\d+), (\d+)>")
 
@@ -58,13 +59,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Cost:
-    """Assumed latencies in cycles: of a multiply-add, and of a shuffle with the addition after it.
+    """Assumed latencies in cycles: of a multiply-add, of a shuffle with the addition after it, and
+    of a tensor core's product added to the last one.
 
-    Neither is in NVIDIA's documents; measurements that others have published are near them.
+    None is in NVIDIA's documents; measurements that others have published are near them.
     """
 
     fma: float = 4.0
     shuffle: float = 27.0
+    tensor: float = 35.0
 
 
 COST = Cost()
@@ -209,16 +212,25 @@ class Counter:
         C = math.ceil(p.T / launch.grid[1])
         work = Work(name, math.prod(launch.grid), launch.threads, launch.shared)
         work = self._tensor(work, p.K * (C + TILE) * (2 if delta else 1), C, 0)
-        if delta:  # one column of the inverse per thread, sums of up to C products
-            work = replace(
-                work,
-                lane_ops=C * C / 6,
-                shared_bytes=work.shared_bytes + 8 * C * C / 6,
-                chain=COST.fma * C * (C - 1) / 2,
-                chain_steps=1,
-            )
+        work = self._invert(work, C) if delta else work
         written = matrices * C * (2 if self.half else 4)
         return _inside(work, 0, 1, 2 * p.K * self.e + (4 if delta else 0), written)
+
+    def _invert(self, work: Work, C: int) -> Work:
+        """Add a triangle's inverse: tiles on the diagonal by fp32, the others by tf32 products."""
+        tiles = C // TILE
+        products = sum(row * (row + 1) for row in range(1, tiles)) / C
+        in_line = sum(row + 1 for row in range(1, tiles)) * TILE / TF32_DEPTH
+        flops = 2 * TILE**3 * products
+        lane_ops = TILE**2 / 6
+        return replace(
+            work,
+            lane_ops=lane_ops,
+            tensor_flops=work.tensor_flops + flops * (2 if self.half else 1),  # at half the rate
+            shared_bytes=work.shared_bytes + 8 * lane_ops + 4 * flops / TILE,
+            chain=COST.fma * TILE * (TILE - 1) / 2 + COST.tensor * in_line,
+            chain_steps=1,
+        )
 
     def _chunk_forward(self, launches: list[tuple[str, Launch]]) -> list[Work]:
         p, e, delta = self.problem, self.e, self.delta

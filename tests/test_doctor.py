@@ -11,6 +11,7 @@ import torch
 from fairseq_fwm import cuda_status, doctor
 from fairseq_fwm.kernels_status import OPS, kernels_status
 from fairseq_fwm.ops import library
+from fairseq_fwm.ops.dispatch import resolve_impl
 
 # Hides fairseq as if it were not installed, then runs the doctor.
 WITHOUT_FAIRSEQ = """
@@ -210,6 +211,26 @@ def test_cuda_is_there_or_its_cure(machine, capsys, gpu, archs, more, reason, cu
         serves = "serves" if reason is None else "does not serve"
         assert f"CUDA for     {archs}, which {serves} this GPU" in text
     assert reason is None or (reason in text and status["cure"] in text)
+
+
+@pytest.mark.parametrize(("gpu", "runs"), [((8, 6), "cuda"), ((9, 0), "chunked"), (None, "cuda")])
+def test_auto_takes_a_kernel_compiled_for_the_gpu(machine, monkeypatch, gpu, runs) -> None:
+    machine(gpu=gpu, archs="8.0 12.0+PTX")
+    monkeypatch.setitem(library.COMPILED, "causal_sum_fwd", {"cpu", "cuda"})
+    library.unserved_gpu.cache_clear()
+    device = torch.device("cuda")
+    try:
+        assert resolve_impl("auto", "causal_sum_fwd", device) == runs
+        if runs == "cuda":
+            assert resolve_impl("cuda", "causal_sum_fwd", device) == "cuda"
+        else:
+            with pytest.raises(
+                RuntimeError, match=r"compiled for 8.0 12.0\+PTX, this .* 9.0"
+            ):
+                resolve_impl("cuda", "causal_sum_fwd", device)
+        assert resolve_impl("auto", "causal_sum_fwd", torch.device("cpu")) == "cpu"
+    finally:
+        library.unserved_gpu.cache_clear()
 
 
 def test_an_old_extension_names_no_archs(machine, monkeypatch: pytest.MonkeyPatch) -> None:

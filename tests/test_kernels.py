@@ -14,7 +14,7 @@ from fairseq_fwm.ops import FeatureSpec, library
 
 pytestmark = pytest.mark.skipif(
     not library.has_kernel("causal_sum_fwd", "cpu"),
-    reason=f"no compiled CPU kernels: {library.missing_reason()}",
+    reason=f"no compiled CPU kernels: {library.missing_reason('causal_sum_fwd', 'cpu')}",
 )
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -248,7 +248,7 @@ def test_other_instruction_sets(isa, run):
 
 def test_unknown_instruction_set_is_named(run):
     done = run(
-        *("-c", "from fairseq_fwm.ops import library; print(library.missing_reason())"),
+        *("-c", "from fairseq_fwm.ops import library; print(library.EXTENSION_PROBLEM)"),
         env={"FWM_CPU_ISA": "avx1024"},
     )
     assert "FWM_CPU_ISA asks for instructions" in done.stdout

@@ -52,7 +52,7 @@ def require_impl(impl: str, op: str) -> None:
     if impl in ("cpu", "cuda") and not library.has_kernel(op, impl):
         raise RuntimeError(
             f"impl={impl!r} was asked for, but fwm::{op} has no compiled {impl} kernel "
-            f"({library.missing_reason()}). Build it with '{_BUILD}', see "
+            f"({library.missing_reason(op, impl)}). Build it with '{_BUILD}', see "
             "'python -m fairseq_fwm.doctor', or use impl='auto'."
         )
 

@@ -8,6 +8,7 @@ what its backward pass needs: the residuals r_t = v_t - S_{t-1}^T k_t (delta), t
 z_t.q_t and kappa_t (attention normalisation).
 """
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 
 from fairseq_fwm.ops import map_op, sequence_op
+from fairseq_fwm.ops.gpu import GPU, not_served
 
 _QKV = "Tensor q, Tensor k, Tensor v"
 _STATES = "Tensor? state, Tensor? normalizer, Tensor? write_mask"
@@ -54,8 +56,26 @@ EMULATED = "fwm_emulated"
 
 
 def has_kernel(op: str, device_type: str) -> bool:
-    """Return whether the compiled module registered a kernel for ``fwm::op`` on the device."""
+    """Return whether the compiled module has a kernel for ``fwm::op`` that runs on the device."""
+    if device_type == "cuda" and not torch.compiler.is_compiling() and unserved_gpu():
+        return False
     return device_type in COMPILED[op]
+
+
+def cuda_archs() -> list[str]:
+    """Return the compute capabilities of the CUDA kernels; none without kernels."""
+    if EXTENSION_PROBLEM is not None or not dispatch_keys("cuda_archs"):
+        return []
+    return torch.ops.fwm.cuda_archs().split()
+
+
+@functools.cache
+def unserved_gpu() -> GPU | None:
+    """Return the GPU that is here if the CUDA kernels are not compiled for it.
+
+    Asked when the first tensor on a GPU comes: a process that asks earlier cannot fork any more.
+    """
+    return not_served(cuda_archs())
 
 
 def sequence_op_of(rule: str, impl: str) -> Callable:
@@ -71,8 +91,10 @@ def dispatch_keys(op: str) -> list[str]:
     return [key for key in keys if has(f"fwm::{op}", key)]
 
 
-def missing_reason() -> str:
-    """Say in a few words why there is no compiled kernel."""
+def missing_reason(op: str, device_type: str) -> str:
+    """Say in a few words why no compiled kernel runs on the device."""
+    if device_type in COMPILED[op]:
+        return f"they are compiled for {' '.join(cuda_archs())}, this GPU is {unserved_gpu()}"
     return EXTENSION_PROBLEM or "the extension fairseq_fwm._C was built without it"
 
 
@@ -146,7 +168,7 @@ def _load_extension() -> str | None:
 
 _library = register("fwm", has_kernel)  # registrations live as long as this object
 EXTENSION_PROBLEM = _load_extension()
-# Asked once: torch.compile cannot trace a question to the dispatcher.
+# Asked once: torch.compile cannot trace a question to the dispatcher, nor one to the GPU.
 COMPILED = {op: {key.lower() for key in dispatch_keys(op)} & {"cpu", "cuda"} for op in SCHEMAS}
 if EXTENSION_PROBLEM is not None:
     COMPILED = dict.fromkeys(SCHEMAS, frozenset())

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "chunk.cuh"
+#include "triangle.cuh"
 
 namespace fwm {
 namespace gpu {
@@ -56,19 +57,11 @@ __global__ void __launch_bounds__(kChunkThreads, 2)
     if (!delta) return;
     const float key = j < i ? tile.keys.at(i, j) : 0.0f;
     if (out.keys) out.keys[matrix + i * C + j] = from_float<E>(key);
-    tile.keys.at(i, j) = key * tile.beta[j];
+    tile.keys.at(i, j) = -key * tile.beta[j];
   });
   if (!delta) return;
   __syncthreads();
-  // Column j of the inverse of a unit lower triangular matrix, by one thread, which alone reads it.
-  for (int j = threadIdx.x; j < C; j += blockDim.x) {
-    for (int i = 0; i < C; i++) {
-      float x = i == j ? 1.0f : 0.0f;
-      for (int m = j; m < i; m++) x -= tile.keys.at(i, m) * tile.inverse.at(m, j);
-      tile.inverse.at(i, j) = x;
-    }
-  }
-  __syncthreads();
+  invert_triangle(tile.inverse, tile.keys, tile.reads, C);
   for_elements(C, C, [&](int i, int j) {
     out.inverse[matrix + i * C + j] = from_float<E>(tile.inverse.at(i, j));
   });
