@@ -30,9 +30,15 @@ else:
     allow_broadcasts()
     # fairseq imports only tasks/ and models/ of a user directory, and nothing at all if the
     # package was imported before: everything that registers itself is imported here.
+    from fairseq_fwm.criterions import squared_error  # noqa: F401
     from fairseq_fwm.models import (  # noqa: F401
+        associative_memory,
         fwm_transformer,
         fwm_transformer_lm,
         transformer_xl_lm,
     )
-    from fairseq_fwm.tasks import streaming_language_modeling  # noqa: F401
+    from fairseq_fwm.optim import until_solved  # noqa: F401
+    from fairseq_fwm.tasks import (  # noqa: F401
+        associative_retrieval,
+        streaming_language_modeling,
+    )

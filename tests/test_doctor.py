@@ -224,9 +224,7 @@ def test_auto_takes_a_kernel_compiled_for_the_gpu(machine, monkeypatch, gpu, run
         if runs == "cuda":
             assert resolve_impl("cuda", "causal_sum_fwd", device) == "cuda"
         else:
-            with pytest.raises(
-                RuntimeError, match=r"compiled for 8.0 12.0\+PTX, this .* 9.0"
-            ):
+            with pytest.raises(RuntimeError, match=r"compiled for 8.0 12.0\+PTX, this .* 9.0"):
                 resolve_impl("cuda", "causal_sum_fwd", device)
         assert resolve_impl("auto", "causal_sum_fwd", torch.device("cpu")) == "cpu"
     finally:

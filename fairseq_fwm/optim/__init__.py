@@ -1,0 +1,1 @@
+"""Learning rate schedules registered with fairseq."""
