@@ -71,12 +71,12 @@ def draw_sizes(axes: Any, curves: Mapping[Cell, Curve], replace: bool) -> None:
         if points:
             axes.plot(*zip(*points, strict=True), label=label(variant), **style(number))
     axes.set_xlabel("number of unique keys S")
+    axes.xaxis.set_major_locator(multiples(40 if axes.get_xlim()[1] > 250 else 20))
     if replace:
         axes.set(yscale="log", ylim=(1e-4, 1e3))
         axes.axhline(SOLVED, color="0.6", linestyle=":", linewidth=1)
     else:
         axes.set_ylim(-0.02, 0.57)
-        axes.xaxis.set_major_locator(multiples(40 if axes.get_xlim()[1] > 150 else 20))
 
 
 def multiples(of: int) -> Any:
@@ -126,7 +126,8 @@ def figures(sources: Mapping[str, Mapping[Cell, Curve]], out: Path) -> list[Path
             )
         for file, drawing in drawings:
             figure, panels = pyplot.subplots(
-                1, len(sources), figsize=(5.6 * len(sources), 4.2), sharey=True, squeeze=False,
+                1, len(sources), figsize=(5.6 * len(sources), 4.2),
+                sharex=True, sharey=True, squeeze=False,
                 layout="constrained",
             )  # fmt: skip
             about = f", S = {n_keys}" if file.endswith("curves") else ""

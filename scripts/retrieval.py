@@ -44,6 +44,12 @@ from retrieval_cells import (  # noqa: E402
 )
 
 ROOT = Path(__file__).resolve().parents[1]
+# For workers' glibc: keep freed memory (scripts/keep_memory.sh).
+KEEP_MEMORY = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -180,6 +186,8 @@ def run(cells: Sequence[Cell], folder: Path, args: argparse.Namespace) -> int:
     failed = 0
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["LOGLEVEL"] = "WARNING"  # fairseq's lines would be most of the work
+    for name, value in KEEP_MEMORY.items():
+        os.environ.setdefault(name, value)
     context = multiprocessing.get_context("spawn")
     jobs = max(1, min(args.jobs, len(works)))
     with context.Pool(jobs, one_thread) as pool, tqdm(total=len(works), unit="cell") as bar:
