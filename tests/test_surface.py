@@ -6,7 +6,9 @@ import pytest
 
 pytest.importorskip("fairseq", reason="fairseq is not installed")
 
+from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
+from fairseq.optim.lr_scheduler import LR_SCHEDULER_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
 
 import fairseq_fwm
@@ -38,11 +40,19 @@ FLAGS = {
     | PUBLISHED
     | {"--fwm-positions": ["fairseq", "reversed"], "--fwm-no-projection-bias": None},
     "transformer_xl_lm": PUBLISHED | {"--mem-len": None, "--eval-mem-len": None},
+    "associative_memory": {
+        "--fwm-rule": ["softmax", "sum", "delta", "fwm", "ours"],
+        "--fwm-feature-map": MAPS,
+        "--fwm-dpfp-nu": None,
+        "--fwm-favor-features": None,
+        "--fwm-favor-variant": ["stable", "toolkit", "retrieval"],
+    },
 }
 ARCHITECTURES = {
     "fwm_transformer": "iwslt_de_en tiny wmt_en_de wmt_en_de_big",
     "fwm_transformer_lm": "char tiny wikitext103_medium wikitext103_small",
     "transformer_xl_lm": "tiny wikitext103_medium",
+    "associative_memory": "",
 }
 
 
@@ -63,7 +73,9 @@ def test_no_other_models_and_tasks():
         return {k for k, cls in registry.items() if cls.__module__.startswith("fairseq_fwm.")}
 
     assert own(MODEL_REGISTRY) == set(FLAGS)
-    assert own(TASK_REGISTRY) == {"streaming_language_modeling"}
+    assert own(TASK_REGISTRY) == {"streaming_language_modeling", "associative_retrieval"}
+    assert own(CRITERION_REGISTRY) == {"squared_error"}
+    assert own(LR_SCHEDULER_REGISTRY) == {"until_solved"}
 
 
 def test_maps_rules_and_ops():
