@@ -120,7 +120,18 @@ bool run_problem(const Kernels& kernels, bool delta) {
   favor.dphi = d_features.memory.data(), favor.du = dx.memory.data();
   favor.d_offset = d_offset.memory.data();
   kernels.favor_rows[fp64](favor, 0, favor.count);
-  return y.finite() && dq.finite() && dk.finite() && dv.finite() && dbeta.finite() && dS.finite() &&
+
+  Rescaled rescaled;
+  Block<F> gram(NH * T * T), history(NH * T * T), d_gram(NH * T * T), d_decay(NH * T);
+  rescaled.count = NH, rescaled.T = T, rescaled.V = V;
+  rescaled.gram = gram.memory.data(), rescaled.v = v.memory.data(), rescaled.beta = beta.memory.data();
+  rescaled.residual = r.memory.data(), rescaled.history = history.memory.data();
+  kernels.rescaled_forward[fp64](rescaled, 0, NH);
+  rescaled.d_residual = dy.memory.data(), rescaled.d_decay = d_decay.memory.data();
+  rescaled.d_gram = d_gram.memory.data(), rescaled.d_v = dv.memory.data();
+  rescaled.d_beta = dbeta.memory.data();
+  kernels.rescaled_backward[fp64](rescaled, 0, NH);
+  return d_gram.finite() && y.finite() && dq.finite() && dk.finite() && dv.finite() && dbeta.finite() && dS.finite() &&
          ST.finite() && dx.finite();
 }
 

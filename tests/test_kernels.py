@@ -11,6 +11,7 @@ from problems import FEATURES, FORWARD, STEP, STEP_, Problem, equal_bits, errors
 
 from fairseq_fwm import ops
 from fairseq_fwm.ops import FeatureSpec, library
+from fairseq_fwm.ops.rescaled import read_rescaled, write_rescaled
 
 pytestmark = pytest.mark.skipif(
     not library.has_kernel("causal_sum_fwd", "cpu"),
@@ -214,6 +215,26 @@ def test_steps_gather_rows_first(rule, rows):
     assert torch.equal(y, wanted[:2]) and torch.equal(fresh[0], wanted_state[0][:2])
     with pytest.raises(IndexError, match="is not a row of a state"):
         STEP[rule](*now, state, rows=rows + 4, **options)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("T,V", [(1, 3), (2, 16), (17, 21), (40, 70)])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 4.0])  # the norm never, sometimes, always cut
+def test_rescaled_delta_rule(scale, T, V, dtype):
+    q, k = torch.randn(2, 2, 3, 1, 9, dtype=torch.float64)
+    k = scale * torch.nn.functional.normalize(torch.randn(2, 3, T, 9, dtype=q.dtype), dim=-1)
+    v, beta = torch.randn(2, 3, T, V, dtype=q.dtype), torch.rand(2, 3, T, dtype=q.dtype)
+    exact = [x.requires_grad_() for x in (q, k, v, beta)]
+    mine = [x.detach().to(dtype).requires_grad_() for x in exact]
+    wanted = ops.read(q, write_rescaled(*exact[1:]))
+    found = read_rescaled(*mine)
+    dy = torch.randn_like(wanted)
+    wanted = (wanted, *torch.autograd.grad(wanted, exact, dy))
+    found = (found, *torch.autograd.grad(found, mine, dy.to(dtype)))
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert (ours - theirs).norm() <= 10 * TOLERANCE[dtype] * theirs.norm() + 1e-7
+    gram = (k @ k.transpose(-1, -2)).detach().to(dtype).requires_grad_()
+    torch.library.opcheck(torch.ops.fwm.rescaled_fwd.default, (gram, *mine[2:]))
 
 
 def test_no_sequence_and_no_batch():

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from fairseq_fwm.ops import causal_delta_reference, read, write
+from fairseq_fwm.ops import causal_delta_reference, read, rescaled_op, write
 from fairseq_fwm.ops.recall import delta_weights, sum_weights
-from fairseq_fwm.ops.rescaled import write_rescaled
+from fairseq_fwm.ops.rescaled import read_rescaled, write_rescaled
 
 SIZES = [(1, 1, 1, 1, 1, 1), (2, 3, 7, 5, 4, 3), (1, 2, 40, 16, 9, 30), (3, 1, 63, 8, 64, 2)]
 
@@ -90,3 +90,15 @@ def test_rescaled_rule_is_the_published_one():
     )
     same_with_gradients(found, wanted, (k, v, beta))
     assert (torch.linalg.vector_norm(found, dim=(-2, -1)) <= 1 + 1e-12).all()
+
+
+@pytest.mark.parametrize("form", ["op", "pytorch"])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 4.0])  # norm never, sometimes, always cut
+@pytest.mark.parametrize("sizes", SIZES)
+def test_rescaled_memory_is_read_without_making_it(sizes, scale, form, monkeypatch):
+    if form == "pytorch":
+        monkeypatch.setattr(torch.ops.fwm, "rescaled_fwd", rescaled_op.forward)
+    q, k, v, beta = problem(*sizes)
+    k = (scale * k).detach().requires_grad_()
+    wanted = read(q, write_rescaled(k, v, beta))
+    same_with_gradients(read_rescaled(q, k, v, beta), wanted, (q, k, v, beta))

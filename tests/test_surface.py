@@ -82,6 +82,7 @@ def test_maps_rules_and_ops():
     assert list(FEATURE_MAPS) == MAPS and list(UPDATE_RULES) == ["sum", "delta"]
     ends = ("fwd", "bwd", "step", "step_")
     sequence = [f"causal_{rule}_{end}" for rule in ("sum", "delta") for end in ends]
-    maps = ["feature_map", "feature_map_bwd", "favor_exp", "favor_exp_bwd"]
+    maps = [f"{op}{end}" for op in ("feature_map", "favor_exp") for end in ("", "_bwd")]
+    maps += ["rescaled_fwd", "rescaled_bwd"]
     about = ["cpu_isa", "cuda_archs"]
     assert sorted(fairseq_fwm.ops.library.SCHEMAS) == sorted(sequence + maps + about)

@@ -10,10 +10,9 @@ from omegaconf import II
 from torch import Tensor, nn
 
 from fairseq_fwm.feature_maps import FEATURE_MAPS, FavorFeatureMap, FeatureMap, build_feature_map
-from fairseq_fwm.ops import read
 from fairseq_fwm.ops.features import SUM_NORM_EPS
 from fairseq_fwm.ops.recall import delta_weights, sum_weights
-from fairseq_fwm.ops.rescaled import write_rescaled
+from fairseq_fwm.ops.rescaled import read_rescaled
 
 PUBLISHED_NAMES = {"ours": "delta"}
 RULES = ("softmax", "sum", "delta", "fwm")
@@ -160,8 +159,8 @@ class AssociativeMemory(BaseFairseqModel):
 
     def _fwm(self, q: Tensor, k: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         one_hot = F.one_hot(values, self.n_keys).unsqueeze(1).to(k.dtype)
-        S = write_rescaled(self.phi(k), one_hot, self._beta(keys, values))
-        return F.layer_norm(read(self.phi(q), S), (self.n_keys,))
+        y = read_rescaled(self.phi(q), self.phi(k), one_hot, self._beta(keys, values))
+        return F.layer_norm(y, (self.n_keys,))
 
     def _weighted(self, weights: Tensor, values: Tensor) -> Tensor:
         """Sum one-hot values by their weights ``(B, 1, Q, T)``: ``(B, 1, Q, S)``."""

@@ -16,21 +16,23 @@ from pathlib import Path
 
 import torch
 
-from fairseq_fwm.ops import map_op, sequence_op
+from fairseq_fwm.ops import map_op, rescaled_op, sequence_op
 from fairseq_fwm.ops.gpu import GPU, not_served
 
+_THREE = "(Tensor, Tensor, Tensor)"
 _QKV = "Tensor q, Tensor k, Tensor v"
 _STATES = "Tensor? state, Tensor? normalizer, Tensor? write_mask"
 _FEATURES = "str features, int nu, bool sum_norm"
 _OPTIONS = f"{_FEATURES}, str attn_norm"
 _FAVOR = "float scale, float added, float cap"
+_RESCALED = "Tensor gram, Tensor v, Tensor beta, Tensor residual, Tensor history"
 _SIX = "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 _FORWARD = f"{_STATES}, {_OPTIONS}, bool output_final_state, bool save_for_backward) -> {_SIX}"
 _GRADS = "Tensor dy, Tensor? d_final_state, Tensor? d_final_normalizer"
 _SAVED = "Tensor? y, Tensor residual, Tensor denominator, Tensor kappa"
 _BACKWARD = f"{_STATES}, {_SAVED}, {_OPTIONS}, bool state_grad) -> {_SIX}"
 _STEP = f"Tensor? rows, Tensor? write_mask, {_OPTIONS}) ->"
-_STEP_STATES = f"Tensor state, Tensor? normalizer, {_STEP} (Tensor, Tensor, Tensor)"
+_STEP_STATES = f"Tensor state, Tensor? normalizer, {_STEP} {_THREE}"
 _STEP_STATES_ = f"Tensor(a!) state, Tensor(b!)? normalizer, {_STEP} Tensor"
 
 SCHEMAS = {
@@ -46,6 +48,8 @@ SCHEMAS = {
     "feature_map_bwd": f"(Tensor dphi, Tensor x, {_FEATURES}) -> Tensor",
     "favor_exp": f"(Tensor u, Tensor offset, {_FAVOR}) -> Tensor",
     "favor_exp_bwd": f"(Tensor dphi, Tensor phi, {_FAVOR}) -> (Tensor, Tensor)",
+    "rescaled_fwd": f"(Tensor gram, Tensor v, Tensor beta) -> {_THREE}",
+    "rescaled_bwd": f"(Tensor d_residual, Tensor d_decay, {_RESCALED}) -> {_THREE}",
     "cpu_isa": "() -> str",
     "cuda_archs": "() -> str",
 }
@@ -150,6 +154,14 @@ def register(namespace: str, has_kernel: sequence_op.HasKernel) -> torch.library
         map_op.favor_backward(has_kernel),
     )
     add("favor_exp_bwd", None, map_op.fake_favor_backward)
+    add(
+        "rescaled_fwd",
+        rescaled_op.forward,
+        rescaled_op.fake_forward,
+        rescaled_op.context,
+        rescaled_op.backward(has_kernel),
+    )
+    add("rescaled_bwd", None, rescaled_op.fake_backward)
     return library
 
 

@@ -1,19 +1,40 @@
-"""The update rule of the Fast Weight Memory, one step after the other."""
+"""The update rule of the Fast Weight Memory: the delta rule, the memory's norm kept at one."""
 
 import torch
 from torch import Tensor
 
 from fairseq_fwm.ops._common import accumulation_dtype, check_sequence, no_autocast
+from fairseq_fwm.ops.recall import sum_weights
+
+
+@no_autocast
+def read_rescaled(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
+    """Read from the memory that :func:`write_rescaled` writes, without making it.
+
+    Args:
+        q: ``(N, H, Q, K)``, queries of the memory S_T.
+        k, v, beta: as there.
+
+    Returns:
+        S_T^T q ``(N, H, Q, V)``, fp32 or better.
+
+    Raises:
+        ValueError: if shapes do not match.
+    """
+    check_sequence(k, k, v, beta)
+    dtype = accumulation_dtype(q, k, v, beta)
+    k, v, beta = k.to(dtype), v.to(dtype), beta.to(dtype)
+    residual, decay, _ = torch.ops.fwm.rescaled_fwd(k @ k.transpose(-1, -2), v, beta)
+    return (sum_weights(q, k) * (decay * beta).unsqueeze(-2)) @ residual
 
 
 @no_autocast
 def write_rescaled(k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
-    """Write pairs with the delta rule, the memory's norm kept at one or below.
+    """Write pairs with the delta rule, the memory's norm kept at one or below; a loop, for tests.
 
     S_t = c_t (S_{t-1} + k_t (x) beta_t (v_t - S_{t-1}^T k_t)) with c_t = 1 / max(1, |.|_F), but
     c_1 = 1 (Schlag, Munkhdalai and Schmidhuber, arXiv 2011.07831, as the retrieval experiments
-    of arXiv 2102.11174 had it). The norm needs every value column in every step, which is why
-    this one is a loop and not a kernel.
+    of arXiv 2102.11174 had it).
 
     Args:
         k: ``(N, H, T, K)``.  v: ``(N, H, T, V)``.  beta: ``(N, H, T)``.

@@ -155,6 +155,48 @@ std::tuple<Tensor, Tensor> favor_exp_bwd(const Tensor& dphi_, const Tensor& phi_
   return {du, d_offset};
 }
 
+// ---- the rescaled delta rule
+
+using Three = std::tuple<Tensor, Tensor, Tensor>;
+
+bool fill_rescaled(fwm::Rescaled& a, const Tensor& gram, const Tensor& v, const Tensor& beta) {
+  TORCH_CHECK_TYPE(v.scalar_type() == at::kFloat || v.scalar_type() == at::kDouble,
+                   "rescaled_fwd takes float32 and float64, found ", v.scalar_type());
+  a.T = v.size(2), a.V = v.size(3), a.count = v.size(0) * v.size(1);
+  a.gram = gram.const_data_ptr(), a.v = v.const_data_ptr(), a.beta = beta.const_data_ptr();
+  return v.scalar_type() == at::kDouble;
+}
+Three rescaled_fwd(const Tensor& gram_, const Tensor& v_, const Tensor& beta_) {
+  const Tensor gram = gram_.contiguous(), v = v_.contiguous(), beta = beta_.contiguous();
+  fwm::Rescaled a;
+  const bool fp64 = fill_rescaled(a, gram, v, beta);
+  const Tensor residual = at::empty(v.sizes(), v.options());
+  const Tensor history = at::empty(gram.sizes(), gram.options());
+  a.residual = residual.data_ptr(), a.history = history.data_ptr();
+  in_parallel(a.count, double(a.T * a.T * a.V), [&](Index first, Index last) {
+    kernels().rescaled_forward[fp64](a, first, last);
+  });
+  return {residual, history.select(2, a.T - 1).clone(), history};
+}
+Three rescaled_bwd(const Tensor& d_residual_, const Tensor& d_decay_, const Tensor& gram_,
+                   const Tensor& v_, const Tensor& beta_, const Tensor& residual_,
+                   const Tensor& history_) {
+  const Tensor gram = gram_.contiguous(), v = v_.contiguous(), beta = beta_.contiguous();
+  const Tensor residual = residual_.contiguous(), history = history_.contiguous();
+  const Tensor d_residual = d_residual_.contiguous(), d_decay = d_decay_.contiguous();
+  fwm::Rescaled a;
+  const bool fp64 = fill_rescaled(a, gram, v, beta);
+  a.residual = residual.data_ptr(), a.history = history.data_ptr();
+  a.d_residual = d_residual.const_data_ptr(), a.d_decay = d_decay.const_data_ptr();
+  const Tensor d_gram = at::empty(gram.sizes(), gram.options());
+  const Tensor d_v = at::empty(v.sizes(), v.options()), d_beta = at::empty(beta.sizes(), beta.options());
+  a.d_gram = d_gram.data_ptr(), a.d_v = d_v.data_ptr(), a.d_beta = d_beta.data_ptr();
+  in_parallel(a.count, 2.0 * double(a.T * a.T * a.V), [&](Index first, Index last) {
+    kernels().rescaled_backward[fp64](a, first, last);
+  });
+  return {d_gram, d_v, d_beta};
+}
+
 std::string cpu_isa() { return kernels().isa; }
 
 std::string cuda_archs() {
@@ -175,6 +217,8 @@ void register_kernels() {
   cpu.impl("feature_map_bwd", &feature_map_bwd);
   cpu.impl("favor_exp", &favor_exp);
   cpu.impl("favor_exp_bwd", &favor_exp_bwd);
+  cpu.impl("rescaled_fwd", &rescaled_fwd);
+  cpu.impl("rescaled_bwd", &rescaled_bwd);
 #if defined(FWM_WITH_CUDA)
   static torch::Library cuda(torch::Library::IMPL, "fwm", c10::DispatchKey::CUDA, __FILE__, __LINE__);
   fwm::register_cuda_ops(cuda);

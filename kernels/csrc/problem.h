@@ -100,4 +100,14 @@ struct Favor {
   void *du = nullptr, *d_offset = nullptr;
 };
 
+// The rescaled delta rule on `count` sequences: gram and history (count, T, T), the lower triangle of
+// gram counting; rows (count, T, V); beta and decay (count, T).
+struct Rescaled {
+  Index count = 0, T = 0, V = 0;
+  const void *gram = nullptr, *v = nullptr, *beta = nullptr;
+  void *residual = nullptr, *history = nullptr;  // read by the backward pass
+  const void *d_residual = nullptr, *d_decay = nullptr;
+  void *d_gram = nullptr, *d_v = nullptr, *d_beta = nullptr;
+};
+
 }  // namespace fwm

@@ -2,6 +2,7 @@
 // compiler's target, define FWM_ISA, FWM_VECTOR_BYTES and FWM_REGISTERS, and include it last.
 #include "causal.h"
 #include "maps.h"
+#include "rescaled.h"
 #include "step.h"
 #include "table.h"
 
@@ -22,5 +23,7 @@ const Kernels FWM_TABLE(FWM_ISA) = {
     {FWM_ISA::step<float>, FWM_ISA::step<double>},
     {FWM_ISA::map_rows<float>, FWM_ISA::map_rows<double>},
     {FWM_ISA::favor_rows<float>, FWM_ISA::favor_rows<double>},
+    {FWM_ISA::rescaled_forward<float>, FWM_ISA::rescaled_forward<double>},
+    {FWM_ISA::rescaled_backward<float>, FWM_ISA::rescaled_backward<double>},
 };
 }  // namespace fwm

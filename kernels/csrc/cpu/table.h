@@ -15,6 +15,8 @@ struct Kernels {
   void (*step[2])(const Step&, Index first, Index last);
   void (*map_rows[2])(const Map&, Index first, Index last);
   void (*favor_rows[2])(const Favor&, Index first, Index last);
+  void (*rescaled_forward[2])(const Rescaled&, Index first, Index last);
+  void (*rescaled_backward[2])(const Rescaled&, Index first, Index last);
 };
 
 #if defined(__x86_64__)
