@@ -15,7 +15,7 @@ skipped, so run it again to go on.
   python scripts/retrieval.py --begin 20 --end 600 --step 20 --attn_name dpfp --attn_arg 2 \\
       --update_rule sum
   python scripts/retrieval.py --preset setting2 --jobs 2 --as-published
-  python scripts/retrieval.py --preset setting1 --quick --jobs 2
+  python scripts/retrieval.py --quick --jobs 2
 """
 
 import argparse
@@ -72,7 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
     many = parser.add_argument_group("a grid")
     many.add_argument("--preset", choices=PRESETS, help="every published cell of a setting")
     many.add_argument("--quick", action="store_true",
-        help="of the preset a few cells only: 10 minutes on two cores")  # fmt: skip
+        help="a few cells only, of the preset or of both: 10 minutes on two cores")  # fmt: skip
     add = parser.add_argument
     add(
         "--as-published",
@@ -99,12 +99,12 @@ def cells_of(args: argparse.Namespace) -> list[Cell]:
     Raises:
         CellError: it makes no sense.
     """
-    if args.preset:
+    if args.preset or args.quick:
         if args.attn_name:
-            raise CellError("--preset is a grid of its own: leave --attn_name out")
-        return with_batch((QUICK if args.quick else PRESETS)[args.preset], args.batch_size)
-    if args.quick:
-        raise CellError("--quick is for --preset setting1 or --preset setting2")
+            raise CellError("--preset and --quick are grids of their own: leave --attn_name out")
+        grids = QUICK if args.quick else PRESETS
+        chosen = [args.preset] if args.preset else list(grids)
+        return with_batch([cell for name in chosen for cell in grids[name]], args.batch_size)
     if not args.attn_name:
         raise CellError("say --attn_name, or --preset for a grid")
     rule = {"delta": "ours"}.get(args.update_rule, args.update_rule)

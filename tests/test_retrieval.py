@@ -321,7 +321,7 @@ def test_names_as_they_were_published(shared):
         ("--attn_name softmax --update_rule ours", "softmax has no memory to update"),
         ("--attn_name linear --begin 40 --end 20", "no S between --begin 40 and --end 20"),
         ("--attn_name linear --step 0", "no S between"),
-        ("--attn_name linear --quick", "--quick is for --preset"),
+        ("--attn_name linear --quick", "leave --attn_name out"),
         ("--preset setting1 --attn_name linear", "leave --attn_name out"),
     ],
 )
@@ -343,6 +343,9 @@ def test_commands_of_the_published_experiments(capsys):
     assert len(commands) == 2
     assert "--lr 0.0001 " in commands[0] and "--batch-size 128 " in commands[0]
     assert "d64_tanh_fwm_AssocSeq40N20R1.csv" in commands[0]
+    assert retrieval.main(["--quick", "--dry-run"]) == 0
+    quick = capsys.readouterr().out.splitlines()
+    assert 20 <= len(quick) <= 40 and sum(" --replace " in line for line in quick) >= 8
     assert Cell(Variant("dpfp", 1, "ours"), 20, True).name == "d64_dpfp1_ours_AssocSeq40N20R1"
 
 
