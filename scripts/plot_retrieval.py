@@ -161,17 +161,34 @@ def read_any(path: Path) -> dict[Cell, Curve]:
     return read_published(path)
 
 
+def parser_of_logs(doc: str, logs: str, compares: bool) -> argparse.ArgumentParser:
+    """Return a command line that takes our logs and the published ones.
+
+    Args:
+        doc: what `--help` says first.
+        logs: where ours are, if nothing is said.
+        compares: whether there is nothing to do without the published ones.
+    """
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--logs", type=Path, default=Path(logs), metavar="DIR",
+        help="our logs, those of other seeds in folders below (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--published", type=Path, required=compares, metavar="PATH",
+        help="folder of the published logs, or a table of them",
+    )  # fmt: skip
+    return parser
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = parser_of_logs(__doc__, "runs/retrieval", compares=False)
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="where the pictures go"
     )
-    add = parser.add_argument
-    add("--logs", type=Path, default=Path("runs/retrieval"), metavar="DIR",
-        help="our logs (default %(default)s)")  # fmt: skip
-    add("--published", type=Path, metavar="PATH",
-        help="folder of the published logs, or a table of them")  # fmt: skip
-    add("--out", type=Path, required=True, metavar="DIR", help="where the pictures go")
     args = parser.parse_args(arguments)
     try:
         sources = {"fairseq_fwm": read_logs(args.logs)}

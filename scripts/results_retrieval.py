@@ -9,7 +9,6 @@ failed one, a loss within a factor of 1.5. Cells that are between in either are 
       --out docs/results/retrieval.md
 """
 
-import argparse
 import csv
 import math
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from data_files import read_json  # noqa: E402
-from plot_retrieval import figures, label, read_any  # noqa: E402
+from plot_retrieval import figures, label, parser_of_logs, read_any  # noqa: E402
 from result_tables import ResultsError, put_between_markers, table  # noqa: E402
 from retrieval_cells import (  # noqa: E402
     PRESETS,
@@ -238,14 +237,8 @@ def page(folder: Path, comparisons: Sequence[Comparison], pictures: Sequence[str
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of_logs(__doc__, "runs/retrieval-as-published", compares=True)
     add = parser.add_argument
-    add("--logs", type=Path, default=Path("runs/retrieval-as-published"), metavar="DIR",
-        help="our logs, those of other seeds in folders below (default %(default)s)")  # fmt: skip
-    add("--published", type=Path, required=True, metavar="PATH",
-        help="folder of the published logs, or a table of them")  # fmt: skip
     add("--out", type=Path, metavar="FILE", help="page to put the tables into, pictures beside it")
     args = parser.parse_args(arguments)
     try:
