@@ -83,6 +83,7 @@ def test_maps_rules_and_ops():
     ends = ("fwd", "bwd", "step", "step_")
     sequence = [f"causal_{rule}_{end}" for rule in ("sum", "delta") for end in ends]
     maps = [f"{op}{end}" for op in ("feature_map", "favor_exp") for end in ("", "_bwd")]
-    maps += ["rescaled_fwd", "rescaled_bwd"]
+    others = ("rescaled", "recurrent_delta", "self_referential")
+    maps += [f"{op}_{end}" for op in others for end in ("fwd", "bwd")]
     about = ["cpu_isa", "cuda_archs"]
     assert sorted(fairseq_fwm.ops.library.SCHEMAS) == sorted(sequence + maps + about)

@@ -17,7 +17,13 @@ transpose, W = S^T, of shape ``(V, K)``. fairseq's ``(T, N, C)`` exists only in
 from fairseq_fwm.ops.features import FeatureSpec
 from fairseq_fwm.ops.maps import dpfp, elu_features, favor_exp, feature_map
 from fairseq_fwm.ops.noncausal import read, write
-from fairseq_fwm.ops.reference import causal_delta_reference, causal_sum_reference
+from fairseq_fwm.ops.recurrent import recurrent_delta, self_referential
+from fairseq_fwm.ops.reference import (
+    causal_delta_reference,
+    causal_sum_reference,
+    recurrent_delta_reference,
+    self_referential_reference,
+)
 from fairseq_fwm.ops.sequence import causal_delta, causal_sum
 from fairseq_fwm.ops.step import (
     causal_delta_step,
@@ -41,5 +47,9 @@ __all__ = [
     "favor_exp",
     "feature_map",
     "read",
+    "recurrent_delta",
+    "recurrent_delta_reference",
+    "self_referential",
+    "self_referential_reference",
     "write",
 ]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from fairseq_fwm.ops import map_op, rescaled_op, sequence_op
+from fairseq_fwm.ops import map_op, recurrent_op, rescaled_op, sequence_op
 from fairseq_fwm.ops.gpu import GPU, not_served
 
 _THREE = "(Tensor, Tensor, Tensor)"
@@ -50,6 +50,15 @@ SCHEMAS = {
     "favor_exp_bwd": f"(Tensor dphi, Tensor phi, {_FAVOR}) -> (Tensor, Tensor)",
     "rescaled_fwd": f"(Tensor gram, Tensor v, Tensor beta) -> {_THREE}",
     "rescaled_bwd": f"(Tensor d_residual, Tensor d_decay, {_RESCALED}) -> {_THREE}",
+    "recurrent_delta_fwd": "(Tensor projected, Tensor recurrent, Tensor state, Tensor last, "
+    f"Tensor? write_mask) -> {_SIX}",
+    "recurrent_delta_bwd": "(Tensor dy, Tensor d_state, Tensor d_last, Tensor recurrent, "
+    "Tensor? write_mask, Tensor state, Tensor activations, Tensor residual, Tensor feedback) -> "
+    f"{_THREE}",
+    "self_referential_fwd": "(Tensor x, Tensor weights, Tensor? write_mask) -> "
+    "(Tensor, Tensor, Tensor, Tensor)",
+    "self_referential_bwd": "(Tensor dy, Tensor d_weights, Tensor x, Tensor? write_mask, "
+    "Tensor weights, Tensor activations, Tensor difference) -> (Tensor, Tensor)",
     "cpu_isa": "() -> str",
     "cuda_archs": "() -> str",
 }
@@ -162,6 +171,22 @@ def register(namespace: str, has_kernel: sequence_op.HasKernel) -> torch.library
         rescaled_op.backward(has_kernel),
     )
     add("rescaled_bwd", None, rescaled_op.fake_backward)
+    add(
+        "recurrent_delta_fwd",
+        recurrent_op.recurrent_forward,
+        recurrent_op.recurrent_fake(has_kernel),
+        recurrent_op.recurrent_context,
+        recurrent_op.recurrent_backward(has_kernel),
+    )
+    add("recurrent_delta_bwd", None, recurrent_op.recurrent_fake_backward)
+    add(
+        "self_referential_fwd",
+        recurrent_op.self_forward,
+        recurrent_op.self_fake(has_kernel),
+        recurrent_op.self_context,
+        recurrent_op.self_backward(has_kernel),
+    )
+    add("self_referential_bwd", None, recurrent_op.self_fake_backward)
     return library
 
 

@@ -88,3 +88,80 @@ def causal_delta_reference(
 
 def _divisor(z: Tensor, x: Tensor) -> Tensor:
     return (z * x).sum(-1, keepdim=True) + ATTN_NORM_EPS
+
+
+def recurrent_delta_reference(
+    projected: Tensor,
+    recurrent: Tensor,
+    *,
+    state: tuple[Tensor, Tensor] | None = None,
+    write_mask: Tensor | None = None,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Recurrent Delta rule: the last output has a say in what is written and asked next.
+
+    [q' | k' | v' | beta']_t = x_t + R^T tanh(y_{t-1}) ;  q_t = softmax(q'_t), k_t = softmax(k'_t),
+    v_t = v'_t, beta_t = sigmoid(beta'_t) ;  then S_t and y_t by the delta rule
+    (arXiv 2106.06295; as in arXiv 2310.16076).
+
+    Args: see :func:`fairseq_fwm.ops.recurrent_delta`.
+
+    Returns:
+        y ``(N, H, T, d)`` in the dtype of ``projected``, and S_T and y_T.
+    """
+    dtype, d = accumulation_dtype(projected, recurrent), recurrent.shape[1]
+    (x,) = mask_writes(write_mask, projected.to(dtype))
+    R = recurrent.to(dtype)
+    S, y = state or (x.new_zeros(*x.shape[:2], d, d), x.new_zeros(*x.shape[:2], d))
+    S, y, outputs = S.to(dtype), y.to(dtype), []
+    for t in range(x.shape[2]):
+        a = x[:, :, t] + torch.einsum("nhi,him->nhm", y.tanh(), R)
+        q, k, v, beta = a.split((d, d, d, 1), -1)
+        q, k, beta = q.softmax(-1), k.softmax(-1), beta.sigmoid()
+        retrieved = (S * k.unsqueeze(-1)).sum(-2)
+        new_S = S + k.unsqueeze(-1) * (beta * (v - retrieved)).unsqueeze(-2)
+        new_y = (new_S * q.unsqueeze(-1)).sum(-2)
+        if write_mask is None:
+            S, y = new_S, new_y
+            outputs.append(y)
+        else:
+            written = write_mask[:, t, None, None]
+            S, y = torch.where(written.unsqueeze(-1), new_S, S), torch.where(written, new_y, y)
+            outputs.append(torch.where(written, y, 0.0))
+    y_all = torch.stack(outputs, 2) if outputs else x[..., :d]
+    return y_all.to(projected.dtype), (S, y)
+
+
+def self_referential_reference(
+    x: Tensor, weights: Tensor, *, write_mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Self-referential weight matrix: it decides how it changes (arXiv 2202.05780, Eqs. 5-8).
+
+    [y | q' | k' | beta']_t = W_{t-1}^T x_t ;  q_t = softmax(q'_t), k_t = softmax(k'_t),
+    beta_t = sigmoid(beta'_t), one for each of the four parts of W ;
+    W_t = W_{t-1} + k_t (x) beta_t (W_{t-1}^T q_t - W_{t-1}^T k_t)
+
+    Args: see :func:`fairseq_fwm.ops.self_referential`.
+
+    Returns:
+        y ``(N, H, T, d)`` in the dtype of ``x``, and W_T ``(N, H, d, 3d + 4)``.
+    """
+    dtype, d = accumulation_dtype(x, weights), x.shape[-1]
+    (inputs,) = mask_writes(write_mask, x.to(dtype))
+    W = weights.to(dtype).expand(x.shape[0], -1, -1, -1)
+    parts, outputs = torch.tensor([d, d, d, 4], device=x.device), []
+    for t in range(x.shape[2]):
+        a = (W * inputs[:, :, t].unsqueeze(-1)).sum(-2)
+        y, q, k, beta = a.split((d, d, d, 4), -1)
+        q, k = q.softmax(-1), k.softmax(-1)
+        beta = beta.sigmoid().repeat_interleave(parts, -1)
+        change = beta * (W * (q - k).unsqueeze(-1)).sum(-2)
+        new_W = W + k.unsqueeze(-1) * change.unsqueeze(-2)
+        if write_mask is None:
+            W = new_W
+            outputs.append(y)
+        else:
+            written = write_mask[:, t, None, None]
+            W = torch.where(written.unsqueeze(-1), new_W, W)
+            outputs.append(torch.where(written, y, 0.0))
+    y_all = torch.stack(outputs, 2) if outputs else inputs
+    return y_all.to(x.dtype), W

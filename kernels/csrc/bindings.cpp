@@ -197,6 +197,105 @@ Three rescaled_bwd(const Tensor& d_residual_, const Tensor& d_decay_, const Tens
   return {d_gram, d_v, d_beta};
 }
 
+// ---- updates that depend on what they read
+
+bool is_fp64(const Tensor& x) {
+  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
+                   "recurrent updates take float32 and float64, found ", x.scalar_type());
+  return x.scalar_type() == at::kDouble;
+}
+Tensor contiguous_mask(const Optional& mask) { return mask ? mask->contiguous() : Tensor(); }
+const bool* mask_data(const Tensor& mask) { return mask.defined() ? mask.const_data_ptr<bool>() : nullptr; }
+Tensor like(const Tensor& x, Index width) {
+  auto sizes = x.sizes().vec();
+  sizes.back() = width;
+  return at::empty(sizes, x.options());
+}
+
+using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+Six recurrent_delta_fwd(const Tensor& x_, const Tensor& R_, const Tensor& S_, const Tensor& last_,
+                        const Optional& mask_) {
+  const Tensor x = x_.contiguous(), R = R_.contiguous(), S = S_.contiguous(), last = last_.contiguous();
+  const Tensor mask = contiguous_mask(mask_);
+  fwm::Recurrent a;
+  a.H = x.size(1), a.count = x.size(0) * a.H, a.T = x.size(2), a.d = R.size(1);
+  a.mask = mask_data(mask);
+  a.x = x.const_data_ptr(), a.weights = R.const_data_ptr();
+  a.state = S.const_data_ptr(), a.last = last.const_data_ptr();
+  const Tensor y = like(x, a.d), final_state = like(S, a.d), final_last = like(last, a.d);
+  const Tensor activations = like(x, x.size(3)), residual = like(x, a.d), feedback = like(x, a.d);
+  a.y = y.data_ptr(), a.final_state = final_state.data_ptr(), a.final_last = final_last.data_ptr();
+  a.activations = activations.data_ptr(), a.residual = residual.data_ptr();
+  a.feedback = feedback.data_ptr();
+  const bool fp64 = is_fp64(x);
+  in_parallel(a.count, 14.0 * double(a.T * a.d * a.d), [&](Index first, Index last_item) {
+    kernels().recurrent_forward[fp64](a, first, last_item);
+  });
+  return {y, final_state, final_last, activations, residual, feedback};
+}
+Three recurrent_delta_bwd(const Tensor& dy_, const Tensor& dS_, const Tensor& d_last_, const Tensor& R_,
+                          const Optional& mask_, const Tensor& S_, const Tensor& activations_,
+                          const Tensor& residual_, const Tensor& feedback_) {
+  const Tensor dy = dy_.contiguous(), dS = dS_.contiguous(), d_last = d_last_.contiguous();
+  const Tensor R = R_.contiguous(), S = S_.contiguous(), activations = activations_.contiguous();
+  const Tensor residual = residual_.contiguous(), feedback = feedback_.contiguous();
+  const Tensor mask = contiguous_mask(mask_);
+  fwm::Recurrent a;
+  a.H = dy.size(1), a.count = dy.size(0) * a.H, a.T = dy.size(2), a.d = R.size(1);
+  a.mask = mask_data(mask);
+  a.weights = R.const_data_ptr(), a.final_state = S.data_ptr();
+  a.activations = activations.data_ptr(), a.residual = residual.data_ptr();
+  a.feedback = feedback.data_ptr();
+  a.dy = dy.const_data_ptr(), a.d_final_state = dS.const_data_ptr();
+  a.d_final_last = d_last.const_data_ptr();
+  const Tensor dx = like(activations, activations.size(3)), d_state = like(dS, a.d);
+  const Tensor d_first = like(d_last, a.d);
+  a.dx = dx.data_ptr(), a.d_state = d_state.data_ptr(), a.d_last = d_first.data_ptr();
+  const bool fp64 = is_fp64(dy);
+  in_parallel(a.count, 28.0 * double(a.T * a.d * a.d), [&](Index first, Index last) {
+    kernels().recurrent_backward[fp64](a, first, last);
+  });
+  return {dx, d_state, d_first};
+}
+
+using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+Four self_referential_fwd(const Tensor& x_, const Tensor& W_, const Optional& mask_) {
+  const Tensor x = x_.contiguous(), W = W_.contiguous(), mask = contiguous_mask(mask_);
+  fwm::SelfReferential a;
+  a.H = x.size(1), a.count = x.size(0) * a.H, a.T = x.size(2), a.d = x.size(3);
+  a.mask = mask_data(mask);
+  a.x = x.const_data_ptr(), a.weights = W.const_data_ptr();
+  const Tensor y = like(x, a.d), final_weights = like(W, W.size(3));
+  const Tensor activations = like(x, 2 * a.d + 4), difference = like(x, 3 * a.d + 4);
+  a.y = y.data_ptr(), a.final_weights = final_weights.data_ptr();
+  a.activations = activations.data_ptr(), a.difference = difference.data_ptr();
+  const bool fp64 = is_fp64(x);
+  in_parallel(a.count, 18.0 * double(a.T * a.d * a.d), [&](Index first, Index last) {
+    kernels().self_referential_forward[fp64](a, first, last);
+  });
+  return {y, final_weights, activations, difference};
+}
+std::tuple<Tensor, Tensor> self_referential_bwd(const Tensor& dy_, const Tensor& dW_, const Tensor& x_,
+                                                const Optional& mask_, const Tensor& W_,
+                                                const Tensor& activations_, const Tensor& difference_) {
+  const Tensor dy = dy_.contiguous(), dW = dW_.contiguous(), x = x_.contiguous(), W = W_.contiguous();
+  const Tensor activations = activations_.contiguous(), difference = difference_.contiguous();
+  const Tensor mask = contiguous_mask(mask_);
+  fwm::SelfReferential a;
+  a.H = x.size(1), a.count = x.size(0) * a.H, a.T = x.size(2), a.d = x.size(3);
+  a.mask = mask_data(mask);
+  a.x = x.const_data_ptr(), a.final_weights = W.data_ptr();
+  a.activations = activations.data_ptr(), a.difference = difference.data_ptr();
+  a.dy = dy.const_data_ptr(), a.d_final_weights = dW.const_data_ptr();
+  const Tensor dx = like(x, a.d), d_weights = like(W, W.size(3));
+  a.dx = dx.data_ptr(), a.d_weights = d_weights.data_ptr();
+  const bool fp64 = is_fp64(dy);
+  in_parallel(a.count, 48.0 * double(a.T * a.d * a.d), [&](Index first, Index last) {
+    kernels().self_referential_backward[fp64](a, first, last);
+  });
+  return {dx, d_weights};
+}
+
 std::string cpu_isa() { return kernels().isa; }
 
 std::string cuda_archs() {
@@ -219,6 +318,10 @@ void register_kernels() {
   cpu.impl("favor_exp_bwd", &favor_exp_bwd);
   cpu.impl("rescaled_fwd", &rescaled_fwd);
   cpu.impl("rescaled_bwd", &rescaled_bwd);
+  cpu.impl("recurrent_delta_fwd", &recurrent_delta_fwd);
+  cpu.impl("recurrent_delta_bwd", &recurrent_delta_bwd);
+  cpu.impl("self_referential_fwd", &self_referential_fwd);
+  cpu.impl("self_referential_bwd", &self_referential_bwd);
 #if defined(FWM_WITH_CUDA)
   static torch::Library cuda(torch::Library::IMPL, "fwm", c10::DispatchKey::CUDA, __FILE__, __LINE__);
   fwm::register_cuda_ops(cuda);

@@ -2,6 +2,7 @@
 // compiler's target, define FWM_ISA, FWM_VECTOR_BYTES and FWM_REGISTERS, and include it last.
 #include "causal.h"
 #include "maps.h"
+#include "recurrent.h"
 #include "rescaled.h"
 #include "step.h"
 #include "table.h"
@@ -25,5 +26,9 @@ const Kernels FWM_TABLE(FWM_ISA) = {
     {FWM_ISA::favor_rows<float>, FWM_ISA::favor_rows<double>},
     {FWM_ISA::rescaled_forward<float>, FWM_ISA::rescaled_forward<double>},
     {FWM_ISA::rescaled_backward<float>, FWM_ISA::rescaled_backward<double>},
+    {FWM_ISA::recurrent_forward<float>, FWM_ISA::recurrent_forward<double>},
+    {FWM_ISA::recurrent_backward<float>, FWM_ISA::recurrent_backward<double>},
+    {FWM_ISA::self_referential_forward<float>, FWM_ISA::self_referential_forward<double>},
+    {FWM_ISA::self_referential_backward<float>, FWM_ISA::self_referential_backward<double>},
 };
 }  // namespace fwm

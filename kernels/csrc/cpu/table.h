@@ -17,6 +17,10 @@ struct Kernels {
   void (*favor_rows[2])(const Favor&, Index first, Index last);
   void (*rescaled_forward[2])(const Rescaled&, Index first, Index last);
   void (*rescaled_backward[2])(const Rescaled&, Index first, Index last);
+  void (*recurrent_forward[2])(const Recurrent&, Index first, Index last);
+  void (*recurrent_backward[2])(const Recurrent&, Index first, Index last);
+  void (*self_referential_forward[2])(const SelfReferential&, Index first, Index last);
+  void (*self_referential_backward[2])(const SelfReferential&, Index first, Index last);
 };
 
 #if defined(__x86_64__)

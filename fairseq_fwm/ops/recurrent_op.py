@@ -1,0 +1,131 @@
+"""What ``torch.library`` asks of the recurrent and self-referential ops besides a kernel.
+
+The PyTorch form, the fake kernel, the derivative. A kernel keeps activations, what each write
+changes and the last state; its backward pass takes the writes back one by one.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairseq_fwm.ops.reference import recurrent_delta_reference, self_referential_reference
+from fairseq_fwm.ops.sequence_op import HasKernel
+
+Tensors = tuple[Tensor, ...]
+
+
+def recurrent_forward(
+    x: Tensor, R: Tensor, S: Tensor, y: Tensor, write_mask: Tensor | None
+) -> Tensors:
+    """PyTorch form of ``recurrent_delta_fwd``; keeps nothing for the derivative.
+
+    Returns:
+        y, S_T, y_T; then what a kernel keeps: activations q | k | v | beta, residuals
+        v - S^T k, and tanh(y_{t-1}).
+    """
+    out, (S, y) = recurrent_delta_reference(x, R, state=(S, y), write_mask=write_mask)
+    return out.contiguous(), S.clone(), y.clone(), *(x.new_empty(0) for _ in range(3))
+
+
+def recurrent_fake(has_kernel: HasKernel) -> Callable[..., Tensors]:
+    """Shapes of :func:`recurrent_forward`."""
+
+    def fake(x: Tensor, R: Tensor, S: Tensor, y: Tensor, write_mask: Tensor | None) -> Tensors:
+        rows, d = x.shape[:3], R.shape[1]
+        keeps = has_kernel("recurrent_delta_fwd", x.device.type)
+        kept = [(*rows, n) if keeps else (0,) for n in (x.shape[-1], d, d)]
+        return tuple(x.new_empty(shape) for shape in ((*rows, d), S.shape, y.shape, *kept))
+
+    return fake
+
+
+def recurrent_context(ctx: Any, inputs: Tensors, output: Tensors) -> None:
+    """Keep inputs for the PyTorch form, what a kernel kept, and the last S."""
+    _, S, _, *kept = output
+    ctx.save_for_backward(*inputs, S, *kept)
+
+
+def recurrent_backward(has_kernel: HasKernel) -> Callable[..., tuple]:
+    """Differentiate by the kernel, or the PyTorch form by running it again."""
+
+    def run(ctx: Any, dy: Tensor, dS: Tensor, d_last: Tensor, *_: Any) -> tuple:
+        x, R, S_0, y_0, mask, S_T, activations, residual, feedback = ctx.saved_tensors
+        if not has_kernel("recurrent_delta_bwd", x.device.type):
+            inputs, outputs = (x, R, S_0, y_0), (dy, dS, d_last)
+            return *_again(recurrent_forward, inputs, mask, outputs), None
+        dx, dS_0, dy_0 = torch.ops.fwm.recurrent_delta_bwd(
+            dy, dS, d_last, R, mask, S_T, activations, residual, feedback
+        )
+        dR = (feedback.transpose(-1, -2) @ dx).sum(0)
+        return dx, dR, dS_0, dy_0, None
+
+    return run
+
+
+def recurrent_fake_backward(
+    dy: Tensor,
+    dS: Tensor,
+    d_last: Tensor,
+    R: Tensor,
+    mask: Tensor,
+    S: Tensor,
+    kept: Tensor,
+    *_: Any,
+) -> Tensors:
+    """Shapes of the gradients of x, S_0 and y_0."""
+    return tuple(like.new_empty(like.shape) for like in (kept, dS, d_last))
+
+
+def self_forward(x: Tensor, W: Tensor, write_mask: Tensor | None) -> Tensors:
+    """PyTorch form of ``self_referential_fwd``; keeps nothing for the derivative.
+
+    Returns:
+        y, W_T; then what a kernel keeps: activations q | k | beta, and W^T (q - k).
+    """
+    y, W = self_referential_reference(x, W, write_mask=write_mask)
+    return y.contiguous(), W.clone(), x.new_empty(0), x.new_empty(0)
+
+
+def self_fake(has_kernel: HasKernel) -> Callable[..., Tensors]:
+    """Shapes of :func:`self_forward`."""
+
+    def fake(x: Tensor, W: Tensor, write_mask: Tensor | None) -> Tensors:
+        rows, d = x.shape[:3], x.shape[3]
+        keeps = has_kernel("self_referential_fwd", x.device.type)
+        kept = [(*rows, n) if keeps else (0,) for n in (2 * d + 4, 3 * d + 4)]
+        return tuple(x.new_empty(shape) for shape in (x.shape, W.shape, *kept))
+
+    return fake
+
+
+def self_context(ctx: Any, inputs: Tensors, output: Tensors) -> None:
+    """Keep inputs, what a kernel kept, and the last W."""
+    _, W, *kept = output
+    ctx.save_for_backward(*inputs, W, *kept)
+
+
+def self_backward(has_kernel: HasKernel) -> Callable[..., tuple]:
+    """Differentiate by the kernel, or the PyTorch form by running it again."""
+
+    def run(ctx: Any, dy: Tensor, dW: Tensor, *_: Any) -> tuple:
+        x, W_0, mask, W_T, activations, difference = ctx.saved_tensors
+        if not has_kernel("self_referential_bwd", x.device.type):
+            return *_again(self_forward, (x, W_0), mask, (dy, dW)), None
+        grads = torch.ops.fwm.self_referential_bwd(dy, dW, x, mask, W_T, activations, difference)
+        return *grads, None
+
+    return run
+
+
+def self_fake_backward(dy: Tensor, dW: Tensor, *_: Any) -> Tensors:
+    """Shapes of the gradients of x and W_0."""
+    return dy.new_empty(dy.shape), dW.new_empty(dW.shape)
+
+
+def _again(form: Callable, inputs: Tensors, mask: Tensor | None, grads: Tensors) -> Tensors:
+    with torch.enable_grad():
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        outputs = form(*leaves, mask)[: len(grads)]
+    return torch.autograd.grad(outputs, leaves, grads, materialize_grads=True)
