@@ -132,34 +132,35 @@ bool run_problem(const Kernels& kernels, bool delta) {
   rescaled.d_beta = dbeta.memory.data();
   kernels.rescaled_backward[fp64](rescaled, 0, NH);
 
-  const Index size = draw(1, 20), M = 3 * size + 1, W = 3 * size + 4, kept = 2 * size + 4;
+  const Index size = draw(1, 20), M = 3 * size + 1, W = 3 * size + 4;
   Recurrent rdn;
   Block<F> x(NH * T * M), R(a.H * size * M), S0(NH * size * size), y0(NH * size), out(NH * T * size);
-  Block<F> S1(NH * size * size), y1(NH * size), act(NH * T * M), res(NH * T * size), s(NH * T * size);
-  rdn.count = NH, rdn.H = a.H, rdn.T = T, rdn.d = size, rdn.mask = a.mask;
+  Block<F> S1(NH * size * size), y1(NH * size), s(NH * T * size);
+  const Index wide = kernels.vector_bytes / Index(sizeof(F)), items = (a.N + wide - 1) / wide * a.H;
+  Block<F> kept(items * wide * T * M), self_kept(items * wide * T * (5 * size + 8));
+  rdn.N = a.N, rdn.H = a.H, rdn.T = T, rdn.d = size, rdn.mask = a.mask;
   rdn.x = x.memory.data(), rdn.weights = R.memory.data(), rdn.state = S0.memory.data();
   rdn.last = y0.memory.data(), rdn.y = out.memory.data(), rdn.final_state = S1.memory.data();
-  rdn.final_last = y1.memory.data(), rdn.activations = act.memory.data();
-  rdn.residual = res.memory.data(), rdn.feedback = s.memory.data();
-  kernels.recurrent_forward[fp64](rdn, 0, NH);
+  rdn.final_last = y1.memory.data(), rdn.kept = kept.memory.data();
+  rdn.feedback = s.memory.data();
+  kernels.recurrent_forward[fp64](rdn, 0, items);
   Block<F> d_out(NH * T * size), d_S1(NH * size * size), d_y1(NH * size);
   Block<F> d_x(NH * T * M), d_S0(NH * size * size), d_y0(NH * size);
   rdn.dy = d_out.memory.data(), rdn.d_final_state = d_S1.memory.data();
   rdn.d_final_last = d_y1.memory.data(), rdn.dx = d_x.memory.data();
   rdn.d_state = d_S0.memory.data(), rdn.d_last = d_y0.memory.data();
-  kernels.recurrent_backward[fp64](rdn, 0, NH);
+  kernels.recurrent_backward[fp64](rdn, 0, items);
 
   SelfReferential srwm;
-  Block<F> xs(NH * T * size), W0(NH * size * W), W1(NH * size * W), acts(NH * T * kept), diff(NH * T * W);
+  Block<F> xs(NH * T * size), W0(NH * size * W), W1(NH * size * W);
   Block<F> d_xs(NH * T * size), d_W1(NH * size * W), d_W0(NH * size * W);
-  srwm.count = NH, srwm.H = a.H, srwm.T = T, srwm.d = size, srwm.mask = a.mask;
+  srwm.N = a.N, srwm.H = a.H, srwm.T = T, srwm.d = size, srwm.mask = a.mask;
   srwm.x = xs.memory.data(), srwm.weights = W0.memory.data(), srwm.y = out.memory.data();
-  srwm.final_weights = W1.memory.data(), srwm.activations = acts.memory.data();
-  srwm.difference = diff.memory.data();
-  kernels.self_referential_forward[fp64](srwm, 0, NH);
+  srwm.final_weights = W1.memory.data(), srwm.kept = self_kept.memory.data();
+  kernels.self_referential_forward[fp64](srwm, 0, items);
   srwm.dy = d_out.memory.data(), srwm.d_final_weights = d_W1.memory.data();
   srwm.dx = d_xs.memory.data(), srwm.d_weights = d_W0.memory.data();
-  kernels.self_referential_backward[fp64](srwm, 0, NH);
+  kernels.self_referential_backward[fp64](srwm, 0, items);
   if (!d_x.finite() || !d_S0.finite() || !d_xs.finite() || !d_W0.finite()) return false;
   return d_gram.finite() && y.finite() && dq.finite() && dk.finite() && dv.finite() && dbeta.finite() && dS.finite() &&
          ST.finite() && dx.finite();

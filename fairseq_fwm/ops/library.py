@@ -51,14 +51,12 @@ SCHEMAS = {
     "rescaled_fwd": f"(Tensor gram, Tensor v, Tensor beta) -> {_THREE}",
     "rescaled_bwd": f"(Tensor d_residual, Tensor d_decay, {_RESCALED}) -> {_THREE}",
     "recurrent_delta_fwd": "(Tensor projected, Tensor recurrent, Tensor state, Tensor last, "
-    f"Tensor? write_mask) -> {_SIX}",
+    "Tensor? write_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "recurrent_delta_bwd": "(Tensor dy, Tensor d_state, Tensor d_last, Tensor recurrent, "
-    "Tensor? write_mask, Tensor state, Tensor activations, Tensor residual, Tensor feedback) -> "
-    f"{_THREE}",
-    "self_referential_fwd": "(Tensor x, Tensor weights, Tensor? write_mask) -> "
-    "(Tensor, Tensor, Tensor, Tensor)",
+    f"Tensor? write_mask, Tensor state, Tensor kept, Tensor feedback) -> {_THREE}",
+    "self_referential_fwd": f"(Tensor x, Tensor weights, Tensor? write_mask) -> {_THREE}",
     "self_referential_bwd": "(Tensor dy, Tensor d_weights, Tensor x, Tensor? write_mask, "
-    "Tensor weights, Tensor activations, Tensor difference) -> (Tensor, Tensor)",
+    "Tensor weights, Tensor kept) -> (Tensor, Tensor)",
     "cpu_isa": "() -> str",
     "cuda_archs": "() -> str",
 }

@@ -14,6 +14,7 @@ from fairseq_fwm.ops.reference import recurrent_delta_reference, self_referentia
 from fairseq_fwm.ops.sequence_op import HasKernel
 
 Tensors = tuple[Tensor, ...]
+VECTOR_BYTES = {"avx512": 64, "avx2": 32, "baseline": 16}
 
 
 def recurrent_forward(
@@ -22,21 +23,20 @@ def recurrent_forward(
     """PyTorch form of ``recurrent_delta_fwd``; keeps nothing for the derivative.
 
     Returns:
-        y, S_T, y_T; then what a kernel keeps: activations q | k | v | beta, residuals
-        v - S^T k, and tanh(y_{t-1}).
+        y, S_T, y_T; then what a kernel keeps: q | k | v - S^T k | beta, and tanh(y_{t-1}).
     """
     out, (S, y) = recurrent_delta_reference(x, R, state=(S, y), write_mask=write_mask)
-    return out.contiguous(), S.clone(), y.clone(), *(x.new_empty(0) for _ in range(3))
+    return out.contiguous(), S.clone(), y.clone(), x.new_empty(0), x.new_empty(0)
 
 
 def recurrent_fake(has_kernel: HasKernel) -> Callable[..., Tensors]:
     """Shapes of :func:`recurrent_forward`."""
 
     def fake(x: Tensor, R: Tensor, S: Tensor, y: Tensor, write_mask: Tensor | None) -> Tensors:
-        rows, d = x.shape[:3], R.shape[1]
+        shape = (*x.shape[:3], R.shape[1])
         keeps = has_kernel("recurrent_delta_fwd", x.device.type)
-        kept = [(*rows, n) if keeps else (0,) for n in (x.shape[-1], d, d)]
-        return tuple(x.new_empty(shape) for shape in ((*rows, d), S.shape, y.shape, *kept))
+        kept = (_kept(x, x.shape[-1]), shape) if keeps else ((0,), (0,))
+        return tuple(x.new_empty(size) for size in (shape, S.shape, y.shape, *kept))
 
     return fake
 
@@ -51,12 +51,12 @@ def recurrent_backward(has_kernel: HasKernel) -> Callable[..., tuple]:
     """Differentiate by the kernel, or the PyTorch form by running it again."""
 
     def run(ctx: Any, dy: Tensor, dS: Tensor, d_last: Tensor, *_: Any) -> tuple:
-        x, R, S_0, y_0, mask, S_T, activations, residual, feedback = ctx.saved_tensors
+        x, R, S_0, y_0, mask, S_T, kept, feedback = ctx.saved_tensors
         if not has_kernel("recurrent_delta_bwd", x.device.type):
             inputs, outputs = (x, R, S_0, y_0), (dy, dS, d_last)
             return *_again(recurrent_forward, inputs, mask, outputs), None
         dx, dS_0, dy_0 = torch.ops.fwm.recurrent_delta_bwd(
-            dy, dS, d_last, R, mask, S_T, activations, residual, feedback
+            dy, dS, d_last, R, mask, S_T, kept, feedback
         )
         dR = (feedback.transpose(-1, -2) @ dx).sum(0)
         return dx, dR, dS_0, dy_0, None
@@ -64,38 +64,29 @@ def recurrent_backward(has_kernel: HasKernel) -> Callable[..., tuple]:
     return run
 
 
-def recurrent_fake_backward(
-    dy: Tensor,
-    dS: Tensor,
-    d_last: Tensor,
-    R: Tensor,
-    mask: Tensor,
-    S: Tensor,
-    kept: Tensor,
-    *_: Any,
-) -> Tensors:
+def recurrent_fake_backward(dy: Tensor, dS: Tensor, d_last: Tensor, R: Tensor, *_: Any) -> Tensors:
     """Shapes of the gradients of x, S_0 and y_0."""
-    return tuple(like.new_empty(like.shape) for like in (kept, dS, d_last))
+    shapes = ((*dy.shape[:3], R.shape[-1]), dS.shape, d_last.shape)
+    return tuple(dy.new_empty(shape) for shape in shapes)
 
 
 def self_forward(x: Tensor, W: Tensor, write_mask: Tensor | None) -> Tensors:
     """PyTorch form of ``self_referential_fwd``; keeps nothing for the derivative.
 
     Returns:
-        y, W_T; then what a kernel keeps: activations q | k | beta, and W^T (q - k).
+        y, W_T; then what a kernel keeps: q | k | beta | W^T (q - k).
     """
     y, W = self_referential_reference(x, W, write_mask=write_mask)
-    return y.contiguous(), W.clone(), x.new_empty(0), x.new_empty(0)
+    return y.contiguous(), W.clone(), x.new_empty(0)
 
 
 def self_fake(has_kernel: HasKernel) -> Callable[..., Tensors]:
     """Shapes of :func:`self_forward`."""
 
     def fake(x: Tensor, W: Tensor, write_mask: Tensor | None) -> Tensors:
-        rows, d = x.shape[:3], x.shape[3]
         keeps = has_kernel("self_referential_fwd", x.device.type)
-        kept = [(*rows, n) if keeps else (0,) for n in (2 * d + 4, 3 * d + 4)]
-        return tuple(x.new_empty(shape) for shape in (x.shape, W.shape, *kept))
+        kept = _kept(x, 5 * x.shape[-1] + 8) if keeps else (0,)
+        return tuple(x.new_empty(shape) for shape in (x.shape, W.shape, kept))
 
     return fake
 
@@ -110,10 +101,10 @@ def self_backward(has_kernel: HasKernel) -> Callable[..., tuple]:
     """Differentiate by the kernel, or the PyTorch form by running it again."""
 
     def run(ctx: Any, dy: Tensor, dW: Tensor, *_: Any) -> tuple:
-        x, W_0, mask, W_T, activations, difference = ctx.saved_tensors
+        x, W_0, mask, W_T, kept = ctx.saved_tensors
         if not has_kernel("self_referential_bwd", x.device.type):
             return *_again(self_forward, (x, W_0), mask, (dy, dW)), None
-        grads = torch.ops.fwm.self_referential_bwd(dy, dW, x, mask, W_T, activations, difference)
+        grads = torch.ops.fwm.self_referential_bwd(dy, dW, x, mask, W_T, kept)
         return *grads, None
 
     return run
@@ -122,6 +113,13 @@ def self_backward(has_kernel: HasKernel) -> Callable[..., tuple]:
 def self_fake_backward(dy: Tensor, dW: Tensor, *_: Any) -> Tensors:
     """Shapes of the gradients of x and W_0."""
     return dy.new_empty(dy.shape), dW.new_empty(dW.shape)
+
+
+def _kept(x: Tensor, numbers: int) -> tuple[int, ...]:
+    """Shape of what the kernel keeps: a sequence per lane of its vectors."""
+    n, h, t, _ = x.shape
+    lanes = VECTOR_BYTES[torch.ops.fwm.cpu_isa()] // x.element_size()
+    return -(-n // lanes) * h, t, numbers, lanes
 
 
 def _again(form: Callable, inputs: Tensors, mask: Tensor | None, grads: Tensors) -> Tensors:

@@ -197,7 +197,7 @@ Three rescaled_bwd(const Tensor& d_residual_, const Tensor& d_decay_, const Tens
   return {d_gram, d_v, d_beta};
 }
 
-// ---- updates that depend on what they read
+// ---- updates that depend on what they read: as many sequences of a head at a time as a vector has lanes
 
 bool is_fp64(const Tensor& x) {
   TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
@@ -205,93 +205,105 @@ bool is_fp64(const Tensor& x) {
   return x.scalar_type() == at::kDouble;
 }
 Tensor contiguous_mask(const Optional& mask) { return mask ? mask->contiguous() : Tensor(); }
-const bool* mask_data(const Tensor& mask) { return mask.defined() ? mask.const_data_ptr<bool>() : nullptr; }
-Tensor like(const Tensor& x, Index width) {
-  auto sizes = x.sizes().vec();
-  sizes.back() = width;
-  return at::empty(sizes, x.options());
-}
+Tensor like(const Tensor& x) { return at::empty(x.sizes(), x.options()); }
 
-using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-Six recurrent_delta_fwd(const Tensor& x_, const Tensor& R_, const Tensor& S_, const Tensor& last_,
-                        const Optional& mask_) {
+// Sequences (N, H, T, .) and how their work is shared out.
+struct Lanes {
+  explicit Lanes(const Tensor& x)
+      : fp64(is_fp64(x)),
+        N(x.size(0)),
+        H(x.size(1)),
+        T(x.size(2)),
+        width(kernels().vector_bytes / (fp64 ? 8 : 4)),
+        items((N + width - 1) / width * H) {}
+  template <class Problem>
+  void describe(Problem& a, Index d, const Tensor& mask) const {
+    a.N = N, a.H = H, a.T = T, a.d = d;
+    a.mask = mask.defined() ? mask.const_data_ptr<bool>() : nullptr;
+  }
+  Tensor kept(const Tensor& x, Index numbers) const {
+    return at::empty({items, T, numbers, width}, x.options());
+  }
+  template <class Run>
+  void run(double flops_per_step, Run run) const {
+    in_parallel(items, flops_per_step * double(T * width), run);
+  }
+
+  bool fp64;
+  Index N, H, T, width, items;
+};
+
+using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+Five recurrent_delta_fwd(const Tensor& x_, const Tensor& R_, const Tensor& S_, const Tensor& last_,
+                         const Optional& mask_) {
   const Tensor x = x_.contiguous(), R = R_.contiguous(), S = S_.contiguous(), last = last_.contiguous();
   const Tensor mask = contiguous_mask(mask_);
+  const Lanes lanes(x);
+  const Index d = R.size(1);
   fwm::Recurrent a;
-  a.H = x.size(1), a.count = x.size(0) * a.H, a.T = x.size(2), a.d = R.size(1);
-  a.mask = mask_data(mask);
+  lanes.describe(a, d, mask);
   a.x = x.const_data_ptr(), a.weights = R.const_data_ptr();
   a.state = S.const_data_ptr(), a.last = last.const_data_ptr();
-  const Tensor y = like(x, a.d), final_state = like(S, a.d), final_last = like(last, a.d);
-  const Tensor activations = like(x, x.size(3)), residual = like(x, a.d), feedback = like(x, a.d);
+  const Tensor y = at::empty({lanes.N, lanes.H, lanes.T, d}, x.options()), feedback = like(y);
+  const Tensor final_state = like(S), final_last = like(last), kept = lanes.kept(x, 3 * d + 1);
   a.y = y.data_ptr(), a.final_state = final_state.data_ptr(), a.final_last = final_last.data_ptr();
-  a.activations = activations.data_ptr(), a.residual = residual.data_ptr();
-  a.feedback = feedback.data_ptr();
-  const bool fp64 = is_fp64(x);
-  in_parallel(a.count, 14.0 * double(a.T * a.d * a.d), [&](Index first, Index last_item) {
-    kernels().recurrent_forward[fp64](a, first, last_item);
+  a.kept = kept.data_ptr(), a.feedback = feedback.data_ptr();
+  lanes.run(14.0 * double(d * d), [&](Index first, Index end) {
+    kernels().recurrent_forward[lanes.fp64](a, first, end);
   });
-  return {y, final_state, final_last, activations, residual, feedback};
+  return {y, final_state, final_last, kept, feedback};
 }
 Three recurrent_delta_bwd(const Tensor& dy_, const Tensor& dS_, const Tensor& d_last_, const Tensor& R_,
-                          const Optional& mask_, const Tensor& S_, const Tensor& activations_,
-                          const Tensor& residual_, const Tensor& feedback_) {
+                          const Optional& mask_, const Tensor& S_, const Tensor& kept,
+                          const Tensor& feedback) {
   const Tensor dy = dy_.contiguous(), dS = dS_.contiguous(), d_last = d_last_.contiguous();
-  const Tensor R = R_.contiguous(), S = S_.contiguous(), activations = activations_.contiguous();
-  const Tensor residual = residual_.contiguous(), feedback = feedback_.contiguous();
-  const Tensor mask = contiguous_mask(mask_);
+  const Tensor R = R_.contiguous(), S = S_.contiguous(), mask = contiguous_mask(mask_);
+  const Lanes lanes(dy);
+  const Index d = R.size(1);
   fwm::Recurrent a;
-  a.H = dy.size(1), a.count = dy.size(0) * a.H, a.T = dy.size(2), a.d = R.size(1);
-  a.mask = mask_data(mask);
+  lanes.describe(a, d, mask);
   a.weights = R.const_data_ptr(), a.final_state = S.data_ptr();
-  a.activations = activations.data_ptr(), a.residual = residual.data_ptr();
-  a.feedback = feedback.data_ptr();
+  a.kept = kept.data_ptr(), a.feedback = feedback.data_ptr();
   a.dy = dy.const_data_ptr(), a.d_final_state = dS.const_data_ptr();
   a.d_final_last = d_last.const_data_ptr();
-  const Tensor dx = like(activations, activations.size(3)), d_state = like(dS, a.d);
-  const Tensor d_first = like(d_last, a.d);
+  const Tensor dx = at::empty({lanes.N, lanes.H, lanes.T, 3 * d + 1}, dy.options());
+  const Tensor d_state = like(dS), d_first = like(d_last);
   a.dx = dx.data_ptr(), a.d_state = d_state.data_ptr(), a.d_last = d_first.data_ptr();
-  const bool fp64 = is_fp64(dy);
-  in_parallel(a.count, 28.0 * double(a.T * a.d * a.d), [&](Index first, Index last) {
-    kernels().recurrent_backward[fp64](a, first, last);
+  lanes.run(28.0 * double(d * d), [&](Index first, Index end) {
+    kernels().recurrent_backward[lanes.fp64](a, first, end);
   });
   return {dx, d_state, d_first};
 }
 
-using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-Four self_referential_fwd(const Tensor& x_, const Tensor& W_, const Optional& mask_) {
+Three self_referential_fwd(const Tensor& x_, const Tensor& W_, const Optional& mask_) {
   const Tensor x = x_.contiguous(), W = W_.contiguous(), mask = contiguous_mask(mask_);
+  const Lanes lanes(x);
+  const Index d = x.size(3);
   fwm::SelfReferential a;
-  a.H = x.size(1), a.count = x.size(0) * a.H, a.T = x.size(2), a.d = x.size(3);
-  a.mask = mask_data(mask);
+  lanes.describe(a, d, mask);
   a.x = x.const_data_ptr(), a.weights = W.const_data_ptr();
-  const Tensor y = like(x, a.d), final_weights = like(W, W.size(3));
-  const Tensor activations = like(x, 2 * a.d + 4), difference = like(x, 3 * a.d + 4);
-  a.y = y.data_ptr(), a.final_weights = final_weights.data_ptr();
-  a.activations = activations.data_ptr(), a.difference = difference.data_ptr();
-  const bool fp64 = is_fp64(x);
-  in_parallel(a.count, 18.0 * double(a.T * a.d * a.d), [&](Index first, Index last) {
-    kernels().self_referential_forward[fp64](a, first, last);
+  const Tensor y = like(x), final_weights = like(W), kept = lanes.kept(x, 5 * d + 8);
+  a.y = y.data_ptr(), a.final_weights = final_weights.data_ptr(), a.kept = kept.data_ptr();
+  lanes.run(18.0 * double(d * d), [&](Index first, Index end) {
+    kernels().self_referential_forward[lanes.fp64](a, first, end);
   });
-  return {y, final_weights, activations, difference};
+  return {y, final_weights, kept};
 }
 std::tuple<Tensor, Tensor> self_referential_bwd(const Tensor& dy_, const Tensor& dW_, const Tensor& x_,
                                                 const Optional& mask_, const Tensor& W_,
-                                                const Tensor& activations_, const Tensor& difference_) {
+                                                const Tensor& kept) {
   const Tensor dy = dy_.contiguous(), dW = dW_.contiguous(), x = x_.contiguous(), W = W_.contiguous();
-  const Tensor activations = activations_.contiguous(), difference = difference_.contiguous();
   const Tensor mask = contiguous_mask(mask_);
+  const Lanes lanes(dy);
+  const Index d = x.size(3);
   fwm::SelfReferential a;
-  a.H = x.size(1), a.count = x.size(0) * a.H, a.T = x.size(2), a.d = x.size(3);
-  a.mask = mask_data(mask);
-  a.x = x.const_data_ptr(), a.final_weights = W.data_ptr();
-  a.activations = activations.data_ptr(), a.difference = difference.data_ptr();
+  lanes.describe(a, d, mask);
+  a.x = x.const_data_ptr(), a.final_weights = W.data_ptr(), a.kept = kept.data_ptr();
   a.dy = dy.const_data_ptr(), a.d_final_weights = dW.const_data_ptr();
-  const Tensor dx = like(x, a.d), d_weights = like(W, W.size(3));
+  const Tensor dx = like(x), d_weights = like(W);
   a.dx = dx.data_ptr(), a.d_weights = d_weights.data_ptr();
-  const bool fp64 = is_fp64(dy);
-  in_parallel(a.count, 48.0 * double(a.T * a.d * a.d), [&](Index first, Index last) {
-    kernels().self_referential_backward[fp64](a, first, last);
+  lanes.run(48.0 * double(d * d), [&](Index first, Index end) {
+    kernels().self_referential_backward[lanes.fp64](a, first, end);
   });
   return {dx, d_weights};
 }

@@ -110,26 +110,25 @@ struct Rescaled {
   void *d_gram = nullptr, *d_v = nullptr, *d_beta = nullptr;
 };
 
-// The recurrent delta rule on `count` = N * H sequences: x and activations (count, T, 3d + 1), weights
-// (H, d, 3d + 1), states (count, d, d), last outputs (count, d), the rest (count, T, d); mask (N, T).
+// The recurrent delta rule: x (N, H, T, 3d + 1), weights (H, d, 3d + 1), states (N, H, d, d), last
+// outputs (N, H, d), the rest (N, H, T, d); mask (N, T). `kept` belongs to the kernel.
 struct Recurrent {
-  Index count = 0, H = 0, T = 0, d = 0;
+  Index N = 0, H = 0, T = 0, d = 0;
   const bool* mask = nullptr;
   const void *x = nullptr, *weights = nullptr, *state = nullptr, *last = nullptr;
   void *y = nullptr, *final_state = nullptr, *final_last = nullptr;
-  void *activations = nullptr, *residual = nullptr, *feedback = nullptr;  // read by the backward pass
+  void *kept = nullptr, *feedback = nullptr;  // read by the backward pass
   const void *dy = nullptr, *d_final_state = nullptr, *d_final_last = nullptr;
   void *dx = nullptr, *d_state = nullptr, *d_last = nullptr;
 };
 
-// The self-referential weight matrix: weights (count, d, 3d + 4), activations (count, T, 2d + 4),
-// difference (count, T, 3d + 4), the rest (count, T, d); mask (N, T).
+// The self-referential weight matrix: weights (N, H, d, 3d + 4), the rest (N, H, T, d); mask (N, T).
 struct SelfReferential {
-  Index count = 0, H = 0, T = 0, d = 0;
+  Index N = 0, H = 0, T = 0, d = 0;
   const bool* mask = nullptr;
   const void *x = nullptr, *weights = nullptr;
   void *y = nullptr, *final_weights = nullptr;
-  void *activations = nullptr, *difference = nullptr;  // read by the backward pass
+  void* kept = nullptr;  // read by the backward pass
   const void *dy = nullptr, *d_final_weights = nullptr;
   void *dx = nullptr, *d_weights = nullptr;
 };

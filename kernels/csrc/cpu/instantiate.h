@@ -2,8 +2,8 @@
 // compiler's target, define FWM_ISA, FWM_VECTOR_BYTES and FWM_REGISTERS, and include it last.
 #include "causal.h"
 #include "maps.h"
-#include "recurrent.h"
 #include "rescaled.h"
+#include "self_referential.h"
 #include "step.h"
 #include "table.h"
 
