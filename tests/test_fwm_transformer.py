@@ -20,6 +20,8 @@ SITES = [
     {"fwm_decoder_self": "delta"},
     {"fwm_decoder_self": "sum", "fwm_feature_map": "elu"},
     {"fwm_decoder_self": "delta", "fwm_attn_norm": "full"},
+    {"fwm_decoder_self": "recurrent_delta"},
+    {"fwm_decoder_self": "srwm"},
     {"fwm_encoder_self": "sum", "fwm_decoder_self": "sum", "fwm_cross": "sum"},
     {"fwm_encoder_self": "delta", "fwm_decoder_self": "delta", "fwm_cross": "sum"},
     {

@@ -33,6 +33,8 @@ VARIANTS = [
     {"fwm_decoder_self": "delta", "fwm_feature_map": "elu", "fwm_attn_norm": "full"},
     {"fwm_decoder_self": "sum", "fwm_feature_map": "elu"},
     {"fwm_decoder_self": "sum", "fwm_feature_map": "favor", "fwm_output_scale": "rsqrt"},
+    {"fwm_decoder_self": "recurrent_delta", "fwm_output_scale": "rsqrt"},
+    {"fwm_decoder_self": "srwm"},
 ]
 
 
@@ -220,7 +222,9 @@ def test_initialisation_as_published():
     assert not model.decoder.embed_tokens.weight[PAD].any()
 
 
-@pytest.mark.parametrize("flags", VARIANTS[:2], ids=["dpfp", "elu"])
+@pytest.mark.parametrize(
+    "flags", [*VARIANTS[:2], *VARIANTS[-2:]], ids=lambda f: str([*f.values()])
+)
 def test_generation_scores_equal_full_recomputation(flags):
     model = build(**TINY, **PLAIN, **flags)
     model.decoder.embed_tokens.weight.data *= 0.3

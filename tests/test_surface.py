@@ -17,7 +17,7 @@ from fairseq_fwm.mixers import UPDATE_RULES
 
 MAPS = ["elu", "dpfp", "tanh", "softmax_features", "favor"]
 FAST_WEIGHTS = {
-    "--fwm-decoder-self": ["softmax", "sum", "delta"],
+    "--fwm-decoder-self": ["softmax", "sum", "delta", "recurrent_delta", "srwm"],
     "--fwm-feature-map": MAPS,
     "--fwm-dpfp-nu": None,
     "--fwm-favor-features": None,

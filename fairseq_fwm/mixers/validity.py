@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from fairseq_fwm.feature_maps import FEATURE_MAPS
+from fairseq_fwm.mixers.recurrent import RECURRENT_MIXERS
 from fairseq_fwm.mixers.rules import UPDATE_RULES
 from fairseq_fwm.ops.normalization import ATTN_NORMS
 
@@ -14,7 +15,8 @@ class FastWeightConfig:
     """Everything that names a variant of fast weight attention.
 
     Attributes:
-        rule: key of ``UPDATE_RULES``.
+        rule: key of ``UPDATE_RULES``, or of ``RECURRENT_MIXERS``, which use ``scale`` and
+            ``impl`` alone.
         feature_map: key of ``FEATURE_MAPS``.
         sum_norm: divide phi(q) and phi(k) by their sums (arXiv 2102.11174, Eq. 29);
             ``None`` is the paper's choice, see :meth:`resolved`.
@@ -57,8 +59,11 @@ class FastWeightConfig:
 
 def why_invalid(config: FastWeightConfig, site: str = "decoder_self") -> str | None:
     """Return why a combination is refused at a site, or ``None`` if it is valid."""
+    if config.rule in RECURRENT_MIXERS:
+        return _why_invalid_recurrent(config, site)
     if config.rule not in UPDATE_RULES:
-        return f"unknown update rule {config.rule!r}: choose one of {', '.join(UPDATE_RULES)}"
+        known = ", ".join([*UPDATE_RULES, *RECURRENT_MIXERS])
+        return f"unknown update rule {config.rule!r}: choose one of {known}"
     if config.feature_map not in FEATURE_MAPS:
         return (
             f"unknown feature map {config.feature_map!r}: choose one of {', '.join(FEATURE_MAPS)}"
@@ -85,6 +90,16 @@ def why_invalid(config: FastWeightConfig, site: str = "decoder_self") -> str | N
         )
     if attn_norm == "full" and not rule.uses_beta:
         return f"the {rule.name} rule retrieves nothing before it writes: use 'output' or 'none'"
+    return None
+
+
+def _why_invalid_recurrent(config: FastWeightConfig, site: str) -> str | None:
+    if site != "decoder_self":
+        return f"{config.rule} is causal: it can stand at decoder_self only, not at {site}"
+    if config.sum_norm:
+        return f"{config.rule} has softmax features, which sum to one already"
+    if config.attn_norm not in (None, "none"):
+        return f"{config.rule} knows no attention normalisation: use 'none'"
     return None
 
 

@@ -7,7 +7,7 @@ from fairseq.dataclass import ChoiceEnum
 from torch import nn
 
 from fairseq_fwm.feature_maps import FEATURE_MAPS, FavorFeatureMap
-from fairseq_fwm.mixers import SITES, UPDATE_RULES, why_invalid
+from fairseq_fwm.mixers import RECURRENT_MIXERS, SITES, UPDATE_RULES, why_invalid
 from fairseq_fwm.mixers.validity import ATTN_NORMS
 from fairseq_fwm.modules.layers import SOFTMAX, site_config
 from fairseq_fwm.ops.dispatch import IMPLS
@@ -15,7 +15,9 @@ from fairseq_fwm.ops.dispatch import IMPLS
 
 def site_choices(site: str) -> Any:
     """Return the type of a flag that chooses the update rule of a site."""
-    return ChoiceEnum([SOFTMAX, *(n for n, rule in UPDATE_RULES.items() if site in rule.sites)])
+    recurrent = RECURRENT_MIXERS if site == "decoder_self" else ()
+    rules = (name for name, rule in UPDATE_RULES.items() if site in rule.sites)
+    return ChoiceEnum([SOFTMAX, *rules, *recurrent])
 
 
 DECODER_SELF = site_choices("decoder_self")

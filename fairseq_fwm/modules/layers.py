@@ -11,7 +11,7 @@ from fairseq.modules.transformer_layer import (
 )
 from torch import nn
 
-from fairseq_fwm.mixers import SITES, FastWeightConfig, FastWeightMixer
+from fairseq_fwm.mixers import SITES, FastWeightConfig, build_mixer
 from fairseq_fwm.modules.attention import (
     FastWeightAttention,
     FastWeightCrossAttention,
@@ -86,7 +86,7 @@ def build_attention(cfg: Any, site: str) -> FastWeightAttention | None:
     if config is None:
         return None
     heads, dim = _shape(cfg, site)
-    mixer = FastWeightMixer(dim // heads, config, site)
+    mixer = build_mixer(dim // heads, heads, config, site)
     options = {
         "q_noise": cfg.quant_noise.pq,
         "qn_block_size": cfg.quant_noise.pq_block_size,
