@@ -30,15 +30,17 @@ else:
     allow_broadcasts()
     # fairseq imports only tasks/ and models/ of a user directory, and nothing at all if the
     # package was imported before: everything that registers itself is imported here.
-    from fairseq_fwm.criterions import squared_error  # noqa: F401
+    from fairseq_fwm.criterions import squared_error, tagging  # noqa: F401
     from fairseq_fwm.models import (  # noqa: F401
         associative_memory,
         fwm_transformer,
         fwm_transformer_lm,
+        sequence_tagger,
         transformer_xl_lm,
     )
     from fairseq_fwm.optim import until_solved  # noqa: F401
     from fairseq_fwm.tasks import (  # noqa: F401
         associative_retrieval,
+        formal_language,
         streaming_language_modeling,
     )

@@ -47,12 +47,19 @@ FLAGS = {
         "--fwm-favor-features": None,
         "--fwm-favor-variant": ["stable", "toolkit", "retrieval"],
     },
+    "sequence_tagger": {
+        "--mixer": [
+            *("lstm", "elstm", "transformer", "linear_transformer"),
+            *("deltanet", "recurrent_delta", "srwm"),
+        ],
+    },
 }
 ARCHITECTURES = {
     "fwm_transformer": "iwslt_de_en tiny wmt_en_de wmt_en_de_big",
     "fwm_transformer_lm": "char tiny wikitext103_medium wikitext103_small",
     "transformer_xl_lm": "tiny wikitext103_medium",
     "associative_memory": "",
+    "sequence_tagger": "",
 }
 
 
@@ -64,7 +71,7 @@ def test_models_their_architectures_and_flags(model):
     parser = argparse.ArgumentParser()
     cls.add_args(parser)
     flags = {action.option_strings[0]: action.choices for action in parser._actions}
-    ours = ("--fwm-", "--mem-", "--eval-mem-")
+    ours = ("--fwm-", "--mem-", "--eval-mem-", "--mixer")
     assert {flag: flags[flag] for flag in flags if flag.startswith(ours)} == FLAGS[model]
 
 
@@ -73,8 +80,9 @@ def test_no_other_models_and_tasks():
         return {k for k, cls in registry.items() if cls.__module__.startswith("fairseq_fwm.")}
 
     assert own(MODEL_REGISTRY) == set(FLAGS)
-    assert own(TASK_REGISTRY) == {"streaming_language_modeling", "associative_retrieval"}
-    assert own(CRITERION_REGISTRY) == {"squared_error"}
+    tasks = {"streaming_language_modeling", "associative_retrieval", "formal_language"}
+    assert own(TASK_REGISTRY) == tasks
+    assert own(CRITERION_REGISTRY) == {"squared_error", "tagging"}
     assert own(LR_SCHEDULER_REGISTRY) == {"until_solved"}
 
 

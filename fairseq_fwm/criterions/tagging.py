@@ -1,6 +1,6 @@
 """``tagging``: cross-entropy of every position, accuracy of whole strings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -56,13 +56,16 @@ class TaggingCriterion(FairseqCriterion):
         tokens = total("ntokens")
         metrics.log_scalar("loss", total("loss") / tokens, tokens)
         metrics.log_scalar("token_accuracy", 100 * total("tokens_right") / tokens, tokens, round=2)
-        bins = [i for i in range(3) if total(f"strings{i}")]
-        accuracy = {i: 100 * total(f"right{i}") / total(f"strings{i}") for i in bins}
-        for i, value in accuracy.items():
-            metrics.log_scalar(f"bin{i}", value, total(f"strings{i}"))
-        deciding = [accuracy[i] for i in bins if total(f"decides{i}")]
-        if deciding:
-            metrics.log_scalar("wrong", 100 - sum(deciding) / len(deciding))
+        for i in range(3):
+            if strings := total(f"strings{i}"):
+                metrics.log_scalar(f"bin{i}", 100 * total(f"right{i}") / strings, strings, round=2)
+        deciding = [f"bin{i}" for i in range(3) if total(f"decides{i}")]
+
+        def wrong(meters: Mapping[str, Any]) -> float:
+            found = [meters[name].avg for name in deciding if name in meters]
+            return 100 - sum(map(float, found)) / len(found) if found else 100.0
+
+        metrics.log_derived("wrong", wrong)
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:

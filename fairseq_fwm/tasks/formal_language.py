@@ -10,7 +10,7 @@ import torch
 from fairseq.data import FairseqDataset
 from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask, register_task
-from omegaconf import MISSING, II
+from omegaconf import II, MISSING
 from torch import Tensor, nn
 
 from fairseq_fwm.data.formal_languages import SPLITS
@@ -174,7 +174,7 @@ class FormalLanguageTask(FairseqTask):
             ]
         except KeyError as error:
             raise ValueError(
-                f"{split}_{self.cfg.level} has the symbol {error}, which is not in the training data"
+                f"{split}_{self.cfg.level} has the symbol {error}, which the training data lack"
             ) from None
 
     def _lines(self, split: str) -> list[tuple[list[str], list[str]]]:
