@@ -324,3 +324,46 @@ def test_names_can_be_taken_once():
         register_feature_map("elu")(FeatureMap)
     with pytest.raises(ValueError, match="registered already"):
         register_update_rule(UPDATE_RULES["sum"])
+
+
+@pytest.mark.parametrize("rule", ["sum", "delta"])
+@pytest.mark.parametrize("name", ["elu", "dpfp", "tanh", "favor"])
+def test_l2_norm_gives_features_of_length_one(name, rule):
+    config = FastWeightConfig(rule, name, l2_norm=True, attn_norm="none", m=8)
+    mixer = FastWeightMixer(D, config).eval().double()
+    projected = torch.randn(2, 3, 7, mixer.projection_size, dtype=torch.float64)
+    q, k, v, beta = mixer._split(projected)
+    torch.testing.assert_close(k.norm(dim=-1), torch.ones(2, 3, 7, dtype=torch.float64))
+    torch.testing.assert_close(q.norm(dim=-1), torch.ones(2, 3, 7, dtype=torch.float64))
+    y, _ = mixer(projected)
+    wanted, _ = UPDATE_RULES[rule].sequence(q, k, v, beta, impl="reference")
+    torch.testing.assert_close(y, wanted)
+    state = mixer.init_state(2, 3, device=torch.device("cpu"), dtype=torch.float64)
+    outputs = []
+    for x in projected.unbind(2):
+        y_t, state = mixer.step(x, state)
+        outputs.append(y_t)
+    torch.testing.assert_close(torch.stack(outputs, 2), y)
+
+
+def test_a_memory_with_negative_eigenvalues_can_change_its_sign():
+    """One key, written with beta = 2 and value 0: the memory flips with every token (parity)."""
+    mixer = FastWeightMixer(1, FastWeightConfig("delta", "elu", l2_norm=True, beta_max=2.0))
+    ones = torch.tensor([0.0, 0.0, 0.0, 30.0]).expand(1, 1, 5, 4)  # q, k, v, beta
+    state = mixer.init_state(1, 1, device=torch.device("cpu"))
+    state.weights.fill_(1.0)
+    y, _ = mixer(ones, state)
+    torch.testing.assert_close(y.flatten(), torch.tensor([-1.0, 1.0, -1.0, 1.0, -1.0]))
+
+
+@pytest.mark.parametrize(
+    ("rule", "name", "options", "reason"),
+    [
+        ("delta", "elu", {"l2_norm": True, "sum_norm": True}, "not by both"),
+        ("delta", "elu", {"beta_max": 2.5}, "beta_max must be above 0, 2 at most"),
+        ("sum", "elu", {"beta_max": 2.0}, "and 1 without beta"),
+        ("delta", "tanh", {"beta_max": 2.0}, "need keys of bounded length"),
+    ],
+)
+def test_norms_and_write_strengths_that_make_no_sense(rule, name, options, reason):
+    assert reason in why_invalid(FastWeightConfig(rule, name, **options))

@@ -24,6 +24,8 @@ FAST_WEIGHTS = {
     "--fwm-favor-variant": ["stable", "toolkit", "retrieval"],
     "--fwm-favor-seed": None,
     "--fwm-sum-norm": ["auto", "on", "off"],
+    "--fwm-l2-norm": None,
+    "--fwm-beta-max": None,
     "--fwm-attn-norm": ["auto", "none", "output", "full"],
     "--fwm-output-scale": ["one", "rsqrt"],
     "--fwm-impl": ["auto", "reference", "chunked", "cpu", "cuda"],

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_fwm import ops
@@ -77,7 +78,8 @@ class FastWeightMixer(Mixer):
             seed=seed,
         )
         # What the op applies to q and k itself: the whole map where kernels know it.
-        name = config.feature_map if config.feature_map in FUSED_MAPS else "none"
+        fuses = config.feature_map in FUSED_MAPS and not config.l2_norm
+        name = config.feature_map if fuses else "none"
         self.fused = FeatureSpec(name, config.nu if name == "dpfp" else 1, self.sum_norm)
 
     def init_state(
@@ -161,7 +163,7 @@ class FastWeightMixer(Mixer):
     def write(self, projected: Tensor, mask: Tensor | None = None) -> FastWeightState:
         """Write a whole source with the sum rule; see the base class."""
         k, v = split_last(projected, [self.head_dim, self.head_dim])
-        k = ops.feature_map(self._mapped(k, scale_free=self.sum_norm), self.fused)
+        k = ops.feature_map(self._mapped(k, scale_free=self._divides_keys), self.fused)
         weights = ops.write(k, v, write_mask=mask)
         if self.attn_norm == "none":
             return FastWeightState(weights, None)
@@ -179,23 +181,29 @@ class FastWeightMixer(Mixer):
         return self._scaled(y, projected.dtype)
 
     @property
+    def _divides_keys(self) -> bool:
+        return self.sum_norm or self.config.l2_norm
+
+    @property
     def _divides_queries(self) -> bool:
-        return self.sum_norm or self.attn_norm != "none"
+        return self._divides_keys or self.attn_norm != "none"
 
     def _split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return q, k (mapped, unless the op does that), v and beta."""
         sizes = [self.head_dim] * 3 + [1] * self.rule.uses_beta
         q, k, v, *beta = split_last(projected, sizes)
         q = self._mapped(q, scale_free=self._divides_queries)
-        k = self._mapped(k, scale_free=self.sum_norm)
+        k = self._mapped(k, scale_free=self._divides_keys)
         if not beta:
             return q, k, v, None
-        return q, k, v, beta[0].squeeze(-1).to(accumulation_dtype(projected)).sigmoid()
+        beta = beta[0].squeeze(-1).to(accumulation_dtype(projected)).sigmoid()
+        return q, k, v, beta if self.config.beta_max == 1.0 else beta * self.config.beta_max
 
     def _mapped(self, x: Tensor, scale_free: bool) -> Tensor:
         if self.fused.name != "none":
             return x
-        return self.feature_map(x.to(accumulation_dtype(x)), scale_free=scale_free)
+        phi = self.feature_map(x.to(accumulation_dtype(x)), scale_free=scale_free)
+        return F.normalize(phi, dim=-1) if self.config.l2_norm else phi
 
     def _for_op(self, state: FastWeightState) -> State:
         return state.weights if self.attn_norm == "none" else tuple(state)

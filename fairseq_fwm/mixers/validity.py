@@ -22,6 +22,10 @@ class FastWeightConfig:
             ``None`` is the paper's choice, see :meth:`resolved`.
         attn_norm: ``none``; ``output``: divide the output by z_t.q_t; ``full``: the retrieval of
             the delta rule by z_{t-1}.k_t too (Eqs. 26-28); ``None`` is the paper's choice.
+        l2_norm: divide phi(q) and phi(k) by their lengths instead of their sums.
+        beta_max: write strengths lie between 0 and this. Above 1, with keys of length one, the
+            transition I - beta k k^T has negative eigenvalues: a memory that can change its sign
+            with every token, as parity asks for (Grazzi et al., arXiv 2411.12537).
         scale: constant factor on the output.
         nu: DPFP's number of shifts.
         m: FAVOR+'s number of random directions.
@@ -33,6 +37,8 @@ class FastWeightConfig:
     feature_map: str
     sum_norm: bool | None = None
     attn_norm: str | None = None
+    l2_norm: bool = False
+    beta_max: float = 1.0
     scale: float = 1.0
     nu: int = 1
     m: int = 64
@@ -50,7 +56,7 @@ class FastWeightConfig:
         delta_like = UPDATE_RULES[self.rule].uses_beta
         sum_norm = self.sum_norm
         if sum_norm is None:
-            sum_norm = delta_like and cls.positive and not cls.normalized
+            sum_norm = delta_like and cls.positive and not cls.normalized and not self.l2_norm
         attn_norm = self.attn_norm
         if attn_norm is None:
             attn_norm = "output" if cls.positive and not delta_like else "none"
@@ -79,6 +85,12 @@ def why_invalid(config: FastWeightConfig, site: str = "decoder_self") -> str | N
             f"the {rule.name} rule cannot stand at {site}: what it writes depends on the order of "
             f"the writes; use 'sum' or 'softmax' there"
         )
+    if config.l2_norm and sum_norm:
+        return "features are divided by their sum or by their length, not by both"
+    if not 0 < config.beta_max <= 2 or (config.beta_max != 1 and not rule.uses_beta):
+        return f"beta_max must be above 0, 2 at most, and 1 without beta, found {config.beta_max}"
+    if config.beta_max > 1 and not (config.l2_norm or sum_norm or cls.normalized):
+        return "write strengths above 1 need keys of bounded length: use the L2 norm"
     if sum_norm and not cls.positive:
         return f"sum normalisation divides by a sum that can be zero with {config.feature_map}"
     if sum_norm and cls.normalized:

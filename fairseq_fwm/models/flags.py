@@ -54,6 +54,13 @@ class FastWeightFlags:
         default="auto",
         metadata={"help": "phi(q), phi(k) divided by their sums; auto: on for delta, off for sum"},
     )
+    fwm_l2_norm: bool = field(
+        default=False, metadata={"help": "phi(q), phi(k) divided by their lengths, not their sums"}
+    )
+    fwm_beta_max: float = field(
+        default=1.0,
+        metadata={"help": "largest write strength; 2 with --fwm-l2-norm: negative eigenvalues"},
+    )
     fwm_attn_norm: ATTN_NORM = field(
         default="auto",
         metadata={"help": "division by z.q (and z.k: full); auto: output for sum, none for delta"},

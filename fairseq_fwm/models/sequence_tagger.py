@@ -1,6 +1,6 @@
 """``sequence_tagger``: the seven models of the formal-language study (arXiv 2310.16076)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
@@ -38,6 +38,10 @@ class SequenceTaggerConfig(FairseqDataclass):
         default=128,
         metadata={"help": "size of the embeddings of lstm and elstm; others: the width"},
     )
+    negative_eigenvalues: bool = field(
+        default=False,
+        metadata={"help": "deltanet with beta in (0, 2) and keys of length one"},
+    )
     dropout: float = field(default=0.0, metadata={"help": "dropout"})
 
 
@@ -51,7 +55,7 @@ class SequenceTagger(BaseFairseqModel):
         cfg: the model.
 
     Raises:
-        ValueError: if the heads do not divide the width.
+        ValueError: if the heads do not divide the width, or a flag is not for this model.
     """
 
     def __init__(self, symbols: int, targets: int, cfg: SequenceTaggerConfig) -> None:
@@ -60,6 +64,8 @@ class SequenceTagger(BaseFairseqModel):
         lstm = mixer in ("lstm", "elstm")
         if not lstm and dim % heads:
             raise ValueError(f"--hidden-size {dim} is not divisible by --heads {heads}")
+        if cfg.negative_eigenvalues and mixer != "deltanet":
+            raise ValueError(f"--negative-eigenvalues is for --mixer deltanet, not {mixer}")
         self.embed = nn.Embedding(symbols, cfg.embed_size if lstm else dim)
         inner = cfg.ff_factor * dim
         if mixer == "lstm":
@@ -69,9 +75,11 @@ class SequenceTagger(BaseFairseqModel):
         elif mixer == "transformer":
             self.layers = Transformer(dim, heads, inner, cfg.layers, cfg.dropout)
         else:
-            blocks = []
+            config, blocks = FAST_WEIGHTS[mixer], []
+            if cfg.negative_eigenvalues:
+                config = replace(config, l2_norm=True, beta_max=2.0)
             for _ in range(cfg.layers):
-                memory = build_mixer(dim // heads, heads, FAST_WEIGHTS[mixer], "decoder_self")
+                memory = build_mixer(dim // heads, heads, config, "decoder_self")
                 blocks.append(MixerLayer(dim, heads, memory, cfg.dropout))
                 blocks.append(FeedForward(dim, inner, cfg.dropout))
             self.layers = nn.Sequential(*blocks)

@@ -39,6 +39,8 @@ def site_config(cfg: Any, site: str) -> FastWeightConfig | None:
         feature_map=str(cfg.fwm_feature_map),
         sum_norm=None if sum_norm == "auto" else sum_norm == "on",
         attn_norm=None if attn_norm == "auto" else attn_norm,
+        l2_norm=cfg.fwm_l2_norm,
+        beta_max=cfg.fwm_beta_max,
         scale=(dim // heads) ** -0.5 if str(cfg.fwm_output_scale) == "rsqrt" else 1.0,
         nu=cfg.fwm_dpfp_nu,
         m=cfg.fwm_favor_features,
