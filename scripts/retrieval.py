@@ -19,18 +19,15 @@ skipped, so run it again to go on.
 """
 
 import argparse
-import contextlib
-import multiprocessing
-import os
 import shlex
 import sys
 import time
-import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path[:0] = map(str, (Path(__file__).resolve().parent, Path(__file__).resolve().parents[1]))
 from data_files import write_json  # noqa: E402
+from fairseq_jobs import fairseq_train, in_processes, quietly  # noqa: E402
 from retrieval_cells import (  # noqa: E402
     ATTENTIONS,
     PRESETS,
@@ -44,12 +41,6 @@ from retrieval_cells import (  # noqa: E402
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-# For workers' glibc: keep freed memory (scripts/keep_memory.sh).
-KEEP_MEMORY = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "100000000000",
-    "MALLOC_TOP_PAD_": "268435456",
-}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -128,44 +119,8 @@ def train(work: tuple[Cell, list[str], Path]) -> tuple[Cell, float, str | None]:
     """
     cell, command, output = work
     began = time.perf_counter()
-    problem = None
-    with to_file(output):
-        try:
-            from fairseq_cli.train import cli_main
-
-            sys.argv = ["fairseq-train", *command]
-            cli_main()
-        except (Exception, SystemExit):
-            traceback.print_exc()
-            problem = ""
-    if problem is not None:
-        problem = output.read_text(errors="replace")
-    output.unlink()
+    _, problem = quietly(lambda: fairseq_train(command), output)
     return cell, time.perf_counter() - began, problem
-
-
-@contextlib.contextmanager
-def to_file(path: Path) -> Iterator[None]:
-    """Send all output of this process to a file; loggers hold on to the old streams."""
-    kept = [os.dup(stream) for stream in (1, 2)]
-    with path.open("w") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for stream, old in zip((1, 2), kept, strict=True):
-                os.dup2(old, stream)
-                os.close(old)
-
-
-def one_thread() -> None:
-    """Set a worker up: cells run side by side, each on one thread."""
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def run(cells: Sequence[Cell], folder: Path, args: argparse.Namespace) -> int:
@@ -184,20 +139,11 @@ def run(cells: Sequence[Cell], folder: Path, args: argparse.Namespace) -> int:
         works.append((cell, command, folder / f"{cell.name}.output"))
     commands = {cell: command for cell, command, _ in works}
     failed = 0
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ["LOGLEVEL"] = "WARNING"  # fairseq's lines would be most of the work
-    for name, value in KEEP_MEMORY.items():
-        os.environ.setdefault(name, value)
-    context = multiprocessing.get_context("spawn")
-    jobs = max(1, min(args.jobs, len(works)))
-    with context.Pool(jobs, one_thread) as pool, tqdm(total=len(works), unit="cell") as bar:
-        results = pool.imap_unordered(train, works)
-        while bar.n < bar.total:
-            try:
-                cell, seconds, problem = results.next(timeout=1.0)
-            except multiprocessing.TimeoutError:
-                bar.set_postfix_str(progress(unfinished), refresh=True)
-                continue
+    with tqdm(total=len(works), unit="cell") as bar:
+        results = in_processes(
+            train, works, args.jobs, lambda: bar.set_postfix_str(progress(unfinished))
+        )
+        for cell, seconds, problem in results:
             part = unfinished.pop(cell)
             if problem is None:
                 keep(cell, part, seconds, commands[cell], args.seed)

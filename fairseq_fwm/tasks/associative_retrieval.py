@@ -135,6 +135,13 @@ class AssociativeRetrievalTask(FairseqTask):
         self.eval_length = cfg.eval_length or published[0]
         self.eval_queries = cfg.eval_queries or published[1]
 
+    @classmethod
+    def setup_task(
+        cls, cfg: AssociativeRetrievalConfig, **kwargs: Any
+    ) -> "AssociativeRetrievalTask":
+        """Make the task; what fairseq says of a checkpoint makes no difference."""
+        return cls(cfg)
+
     def load_dataset(self, split: str, combine: bool = False, **kwargs: Any) -> None:
         """Make a split: `train` is drawn for training, any other one for evaluation."""
         cfg = self.cfg
