@@ -19,8 +19,12 @@ KEEP_MEMORY = {
 
 def fairseq_train(command: list[str]) -> None:
     """Run fairseq-train in this process."""
-    from fairseq_cli.train import cli_main
+    from fairseq import checkpoint_utils
+    from fairseq_cli.train import cli_main, should_stop_early
 
+    # fairseq keeps the best loss so far on its functions: that of another run means nothing here.
+    for function in (checkpoint_utils.save_checkpoint, should_stop_early):
+        vars(function).pop("best", None)
     sys.argv = ["fairseq-train", *command]
     cli_main()
 

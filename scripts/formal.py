@@ -32,7 +32,7 @@ from formal_runs import (  # noqa: E402
     solved,
 )
 
-Cell = tuple[Path, Path, str, str, int]
+Cell = tuple[Path, Path, str, str, int, int]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -136,14 +136,14 @@ def grid(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     cells = [
-        (args.data_dir, args.out, task, model, args.trials)
+        (args.data_dir, args.out, task, model, args.trials, args.updates)
         for task in args.tasks
         for model in args.models
     ]
     failed = 0
     with tqdm(total=len(cells), unit="cell") as bar:
         for cell, results, problem in in_processes(fill, cells, args.jobs, bar.refresh):
-            _, _, task, model, _ = cell
+            _, _, task, model, *_ = cell
             if problem is not None:
                 failed += 1
                 bar.write(f"{model} on {task} failed:\n{problem}", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,8 +166,10 @@ def solved(result: dict[str, Any]) -> bool:
     return result.get("bin0") == result.get("bin1") == 100
 
 
-def cell_runs(data: Path, out: Path, task: str, model: str, trials: int) -> Iterator[Run]:
+def cell_runs(
+    data: Path, out: Path, task: str, model: str, trials: int, updates: int
+) -> Iterator[Run]:
     """Yield the runs of a cell in the order in which they are tried."""
     for size in TRIALS[:trials]:
         for seed in SEEDS:
-            yield Run(data / task, out, task, model, size, seed)
+            yield Run(data / task, out, task, model, replace(size, updates=updates), seed)

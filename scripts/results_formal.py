@@ -1,0 +1,194 @@
+#!/usr/bin/env python3
+"""Make tables and a heat map of the formal-language runs; fill docs/results/formal_languages.md.
+
+python scripts/results_formal.py --runs runs/formal --out docs/results/formal_languages.md
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from data_files import read_json, write_json  # noqa: E402
+from formal_runs import LANGUAGES, MODELS, solved  # noqa: E402
+from result_tables import ResultsError, put_between_markers, table  # noqa: E402
+
+Result = dict[str, Any]
+Cells = Mapping[tuple[str, str], list[Result]]  # (model, language)
+
+
+def load(folder: Path) -> Cells:
+    """Read all results below a folder.
+
+    Raises:
+        ResultsError: there is none.
+    """
+    cells: dict[tuple[str, str], list[Result]] = {}
+    for path in sorted(folder.glob("**/result.json")):
+        result = read_json(path)
+        cells.setdefault((result["model"], result["task"]), []).append(result)
+    if not cells:
+        raise ResultsError(f"no result.json under {folder}: run scripts/formal.py --grid first")
+    return cells
+
+
+def best(results: Sequence[Result]) -> Result:
+    """Return the run with the best Bin1, then Bin0, then Bin2."""
+    return max(results, key=lambda r: (r["bin1"], r["bin0"], r.get("bin2", 0)))
+
+
+def percent(value: float | None) -> str:
+    """Return a percentage, whole ones without decimals."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if value in (0, 100) else f"{value:.1f}"
+
+
+def accuracy_row(model: str, cells: Cells) -> list[str]:
+    """Return a model's row: Bin0 / Bin1 of its best run, and Bin2 where both are 100."""
+    row = [model]
+    for task in LANGUAGES:
+        if (model, task) not in cells:
+            row.append("")
+            continue
+        result = best(cells[model, task])
+        text = f"{percent(result['bin0'])} / {percent(result['bin1'])}"
+        if solved(result):
+            text = f"**{text}** ({percent(result.get('bin2'))})"
+        row.append(text)
+    return row
+
+
+def each_seed(results: Sequence[Result]) -> str:
+    """Return Bin1 of every run, size by size."""
+    sizes: dict[str, list[str]] = {}
+    for result in sorted(results, key=lambda r: r["seed"]):
+        sizes.setdefault(size_text(result), []).append(percent(result["bin1"]))
+    return "; ".join(f"{size}: {', '.join(values)}" for size, values in sizes.items())
+
+
+def size_text(result: Result) -> str:
+    """Return a run's size."""
+    size = result["size"]
+    return f"{size['layers']} x {size['hidden']}, {size['heads']} heads, lr {size['lr']:g}"
+
+
+def run_row(model: str, task: str, results: Sequence[Result]) -> list[str]:
+    """Return a cell's row of the table of runs."""
+    chosen = best(results)
+    return [
+        model,
+        task,
+        size_text(chosen),
+        str(chosen["seed"]),
+        f"{chosen['updates']:,}",
+        f"{chosen['seconds']:.0f}",
+        f"{sum(result['seconds'] for result in results):.0f}",
+        each_seed(results),
+    ]
+
+
+RUN_HEADER = [
+    "model", "language", "best size (layers x width)", "seed", "updates", "its seconds",
+    "all runs, s", "Bin1 of every run, seeds 1, 2, 3",
+]  # fmt: skip
+
+
+def draw(cells: Cells, path: Path) -> None:
+    """Draw Bin1 of every cell as a heat map."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # no display needed
+    from matplotlib import pyplot
+
+    models = [model for model in MODELS if any((model, task) in cells for task in LANGUAGES)]
+    values = [
+        [
+            best(cells[model, task])["bin1"] if (model, task) in cells else float("nan")
+            for task in LANGUAGES
+        ]
+        for model in models
+    ]
+    figure, axes = pyplot.subplots(figsize=(8.5, 0.5 * len(models) + 1.6), layout="constrained")
+    shades = pyplot.get_cmap("RdYlGn").with_extremes(bad="0.9")
+    image = axes.imshow(values, vmin=0, vmax=100, cmap=shades, aspect="auto")
+    for y, row in enumerate(values):
+        for x, value in enumerate(row):
+            if value == value:
+                axes.text(x, y, percent(value), ha="center", va="center", fontsize=9)
+    axes.set_xticks(range(len(LANGUAGES)), LANGUAGES, rotation=25, ha="right")
+    axes.set_yticks(range(len(models)), models)
+    axes.set_title("Bin1: strings longer than in training, percent wholly right", fontsize=10)
+    figure.colorbar(image, ax=axes, fraction=0.03)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def page(cells: Cells, picture: str | None) -> str:
+    """Return what goes between the markers."""
+    models = [model for model in MODELS if any(key[0] == model for key in cells)]
+    runs = [result for results in cells.values() for result in results]
+    dates = sorted({result["date"] for result in runs})
+    hours = sum(result["seconds"] for result in runs) / 3600
+    absent = [
+        f"{model} on {task}"
+        for model in MODELS
+        for task in LANGUAGES
+        if (model, task) not in cells
+    ]
+    parts = [
+        "Percent of strings that are wholly right, Bin0 / Bin1, of the best run of a cell; bold "
+        "where both are 100, with Bin2, on which nothing was chosen, in brackets.",
+        table(["", *LANGUAGES], (accuracy_row(model, cells) for model in models)),
+        *([f"![Bin1 of every model and language]({picture})"] if picture else []),
+        f"{len(runs)} runs, {hours:.1f} hours of one thread each, "
+        f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}.",
+        *([f"Not run yet: {'; '.join(absent)}."] if absent else []),
+        "### Runs",
+        table(
+            RUN_HEADER,
+            (
+                run_row(model, task, cells[model, task])
+                for task in LANGUAGES
+                for model in models
+                if (model, task) in cells
+            ),
+        ),
+    ]
+    return "\n\n".join(parts)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--runs", type=Path, default=Path("runs/formal"), metavar="DIR",
+        help="what scripts/formal.py was given as --out (default %(default)s)")  # fmt: skip
+    add("--out", type=Path, metavar="FILE", help="page to put the tables into, pictures beside it")
+    args = parser.parse_args(arguments)
+    try:
+        cells = load(args.runs)
+        picture = None
+        if args.out:
+            folder = args.out.with_suffix("")
+            draw(cells, folder / "bin1.png")
+            picture = f"{folder.name}/bin1.png"
+            kept = [result for results in cells.values() for result in results]
+            write_json(folder / "results.json", {"runs": kept})
+        text = page(cells, picture)
+        print(text)
+        if args.out:
+            put_between_markers(args.out, text, "Formal languages")
+    except ResultsError as error:
+        print(f"results_formal.py: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
