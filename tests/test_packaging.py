@@ -201,3 +201,10 @@ def test_setup_leaves_other_folders_alone(root: Path, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "is no virtual environment" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.xdist_group("groups")
+def test_tests_of_a_group_stay_together(request) -> None:
+    """pytest-xdist tells groups by the names of tests, which pytest 9.2 does not let it change."""
+    if request.config.getoption("loadgroup", False):
+        assert request.node.nodeid.endswith("@groups")

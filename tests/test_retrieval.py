@@ -37,6 +37,9 @@ from retrieval_cells import (  # noqa: E402
     read_curve,
 )
 
+# One process for all: what is trained is trained once.
+pytestmark = pytest.mark.xdist_group("retrieval")
+
 # ---- questions
 
 
