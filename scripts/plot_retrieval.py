@@ -71,6 +71,7 @@ def draw_sizes(axes: Any, curves: Mapping[Cell, Curve], replace: bool) -> None:
         if points:
             axes.plot(*zip(*points, strict=True), label=label(variant), **style(number))
     axes.set_xlabel("number of unique keys S")
+    axes.tick_params(axis="x", labelsize=8)
     axes.xaxis.set_major_locator(multiples(40 if axes.get_xlim()[1] > 250 else 20))
     if replace:
         axes.set(yscale="log", ylim=(1e-4, 1e3))
