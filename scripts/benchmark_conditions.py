@@ -8,8 +8,9 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-# What scripts/keep_memory.sh sets.
-MALLOC = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
+from fairseq_jobs import KEEP_MEMORY
+
+MALLOC = tuple(KEEP_MEMORY)  # what scripts/keep_memory.sh sets
 
 
 class BenchmarkError(Exception):

@@ -28,6 +28,7 @@ from formal_runs import (  # noqa: E402
     TRIALS,
     Run,
     Size,
+    best,
     cell_runs,
     solved,
 )
@@ -148,8 +149,7 @@ def grid(args: argparse.Namespace) -> int:
                 failed += 1
                 bar.write(f"{model} on {task} failed:\n{problem}", file=sys.stderr)
             else:
-                best = max(results, key=lambda result: (result["bin1"], result["bin0"]))
-                bar.write(f"{model} on {task}: {line(best)} ({len(results)} runs)")
+                bar.write(f"{model} on {task}: {line(best(results))} ({len(results)} runs)")
             bar.update()
     return int(bool(failed))
 

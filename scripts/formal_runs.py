@@ -1,7 +1,7 @@
 """The runs of the formal-language study: models, sizes, where results are, one training."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -164,6 +164,11 @@ def evaluate(checkpoint: Path, data: Path) -> dict[str, Any]:
 def solved(result: dict[str, Any]) -> bool:
     """Return whether every string of Bin0 and Bin1 is right."""
     return result.get("bin0") == result.get("bin1") == 100
+
+
+def best(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the run with the best Bin1, then Bin0, then Bin2."""
+    return max(results, key=lambda r: (r["bin1"], r["bin0"], r.get("bin2", 0)))
 
 
 def cell_runs(

@@ -12,7 +12,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from data_files import read_json, write_json  # noqa: E402
-from formal_runs import LANGUAGES, MODELS, solved  # noqa: E402
+from formal_runs import LANGUAGES, MODELS, best, solved  # noqa: E402
 from result_tables import ResultsError, put_between_markers, table  # noqa: E402
 
 Result = dict[str, Any]
@@ -32,11 +32,6 @@ def load(folder: Path) -> Cells:
     if not cells:
         raise ResultsError(f"no result.json under {folder}: run scripts/formal.py --grid first")
     return cells
-
-
-def best(results: Sequence[Result]) -> Result:
-    """Return the run with the best Bin1, then Bin0, then Bin2."""
-    return max(results, key=lambda r: (r["bin1"], r["bin0"], r.get("bin2", 0)))
 
 
 def percent(value: float | None) -> str:

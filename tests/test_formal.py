@@ -8,12 +8,24 @@ import pytest
 
 pytest.importorskip("fairseq", reason="fairseq is not installed")
 
+from fairseq_fwm.data import formal_languages as library
+from fairseq_fwm.models.sequence_tagger import MIXERS
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 import formal  # noqa: E402
 import make_formal_language  # noqa: E402
 import results_formal  # noqa: E402
-from formal_runs import LANGUAGES, MODELS, PUBLISHED_IDS, Run, Size, cell_runs  # noqa: E402
+from formal_runs import (  # noqa: E402
+    FEW_STRINGS,
+    LANGUAGES,
+    MODELS,
+    NEGATIVE,
+    PUBLISHED_IDS,
+    Run,
+    Size,
+    cell_runs,
+)
 
 # One process for all: data and runs are made once.
 pytestmark = pytest.mark.xdist_group("formal")
@@ -107,3 +119,10 @@ def test_runs_have_folders_of_their_own_and_their_flags(tmp_path):
     assert "--negative-eigenvalues" in command and "deltanet" in command
     assert command[command.index("--batch-size") + 1] == "16"
     assert set(PUBLISHED_IDS.values()) < set(MODELS) and len(LANGUAGES) == 8
+
+
+def test_names_are_those_of_the_library():
+    """Spelled out in the scripts too, whose --help should not wait for torch."""
+    assert tuple(library.LANGUAGES) == LANGUAGES
+    assert tuple(n for n, x in library.LANGUAGES.items() if x.repeats) == FEW_STRINGS
+    assert (*MIXERS, NEGATIVE) == MODELS

@@ -1,6 +1,6 @@
 """``squared_error``: half the squared distance to a one-hot target."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from fairseq.criterions import FairseqCriterion, register_criterion
@@ -46,7 +46,7 @@ class SquaredErrorCriterion(FairseqCriterion):
         )
 
     @classmethod
-    def reduce_metrics(cls, logging_outputs: Iterable[dict[str, Any]]) -> None:
+    def reduce_metrics(cls, logging_outputs: Sequence[dict[str, Any]]) -> None:
         """Log the mean loss, and the accuracy of the largest answer."""
         size = sum(log["sample_size"] for log in logging_outputs)
         for name, key, scale in (("loss", "loss", 1), ("accuracy", "correct", 100)):

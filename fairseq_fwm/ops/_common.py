@@ -65,10 +65,14 @@ def check_sequence(
         wanted = (n, h, key_features or key_dim)
         if normalizer.shape != wanted:
             _fail("normalizer", f"(N, H, K) = {wanted}", normalizer)
-    if write_mask is not None:
-        if write_mask.shape != (n, t):
-            _fail("write_mask", f"(N, T) = {(n, t)}", write_mask)
-        check_mask_dtype(write_mask)
+    check_write_mask(write_mask, n, t)
+
+
+def check_write_mask(write_mask: Tensor | None, n: int, t: int) -> None:
+    """Raise ``ValueError`` unless a mask is bool ``(N, T)``."""
+    if write_mask is not None and write_mask.shape != (n, t):
+        _fail("write_mask", f"(N, T) = {(n, t)}", write_mask)
+    check_mask_dtype(write_mask)
 
 
 def check_mask_dtype(write_mask: Tensor | None) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fairseq_fwm.ops import library  # noqa: F401  (the ops)
-from fairseq_fwm.ops._common import accumulation_dtype, check_mask_dtype, no_autocast
+from fairseq_fwm.ops._common import accumulation_dtype, check_write_mask, no_autocast
 from fairseq_fwm.ops.dispatch import resolve_impl
 from fairseq_fwm.ops.reference import recurrent_delta_reference, self_referential_reference
 
@@ -46,7 +46,7 @@ def recurrent_delta(
         RuntimeError: a compiled kernel is asked for and is not there.
     """
     d = _check_recurrent(projected, recurrent, state)
-    _check_mask(write_mask, projected)
+    check_write_mask(write_mask, projected.shape[0], projected.shape[2])
     if resolve_impl(impl, "recurrent_delta_fwd", projected.device) in ("reference", "chunked"):
         y, final = recurrent_delta_reference(
             projected, recurrent, state=state, write_mask=write_mask
@@ -94,7 +94,7 @@ def self_referential(
         RuntimeError: a compiled kernel is asked for and is not there.
     """
     weights = _check_self_referential(x, weights)
-    _check_mask(write_mask, x)
+    check_write_mask(write_mask, x.shape[0], x.shape[2])
     if resolve_impl(impl, "self_referential_fwd", x.device) in ("reference", "chunked"):
         y, W = self_referential_reference(x, weights, write_mask=write_mask)
     else:
@@ -139,12 +139,3 @@ def _check_self_referential(x: Tensor, weights: Tensor) -> Tensor:
             f"found {tuple(weights.shape)}"
         )
     return weights if weights.dim() == 4 else weights.expand(wanted)
-
-
-def _check_mask(write_mask: Tensor | None, x: Tensor) -> None:
-    wanted = (x.shape[0], x.shape[2])
-    if write_mask is not None and write_mask.shape != wanted:
-        raise ValueError(
-            f"write_mask must have shape (N, T) = {wanted}, found {tuple(write_mask.shape)}"
-        )
-    check_mask_dtype(write_mask)

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from fairseq.data import FairseqDataset
 from fairseq.dataclass import FairseqDataclass
-from fairseq.tasks import FairseqTask, register_task
+from fairseq.tasks import register_task
 from omegaconf import II
 from torch import nn
 
 from fairseq_fwm.data.retrieval import Question, draw_evaluation, draw_training
+from fairseq_fwm.tasks.without_text import TaskWithoutText
 
 PUBLISHED_EVAL_QUERIES = 200
 
@@ -109,14 +110,12 @@ class Questions(FairseqDataset):
 
 
 @register_task("associative_retrieval", dataclass=AssociativeRetrievalConfig)
-class AssociativeRetrievalTask(FairseqTask):
+class AssociativeRetrievalTask(TaskWithoutText):
     """Retrieval of values by keys; there is no data on disk and there are no dictionaries.
 
     Raises:
         ValueError: if the flags make no sense together.
     """
-
-    source_dictionary = target_dictionary = None
 
     def __init__(self, cfg: AssociativeRetrievalConfig) -> None:
         super().__init__(cfg)
@@ -134,13 +133,6 @@ class AssociativeRetrievalTask(FairseqTask):
         )
         self.eval_length = cfg.eval_length or published[0]
         self.eval_queries = cfg.eval_queries or published[1]
-
-    @classmethod
-    def setup_task(
-        cls, cfg: AssociativeRetrievalConfig, **kwargs: Any
-    ) -> "AssociativeRetrievalTask":
-        """Make the task; what fairseq says of a checkpoint makes no difference."""
-        return cls(cfg)
 
     def load_dataset(self, split: str, combine: bool = False, **kwargs: Any) -> None:
         """Make a split: `train` is drawn for training, any other one for evaluation."""
@@ -167,6 +159,3 @@ class AssociativeRetrievalTask(FairseqTask):
         for split, dataset in self.datasets.items():
             if split != "train":
                 dataset.set_epoch(epoch)
-
-    def max_positions(self) -> None:
-        """Return None: nothing is too long."""

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from fairseq.data import FairseqDataset
 from fairseq.dataclass import FairseqDataclass
-from fairseq.tasks import FairseqTask, register_task
+from fairseq.tasks import register_task
 from omegaconf import II, MISSING
 from torch import Tensor, nn
 
 from fairseq_fwm.data.formal_languages import SPLITS
+from fairseq_fwm.tasks.without_text import TaskWithoutText
 
 BINS = {"valid": 0, "test": 1, "bin2": 2}
 
@@ -118,14 +119,12 @@ class Strings(FairseqDataset):
 
 
 @register_task("formal_language", dataclass=FormalLanguageConfig)
-class FormalLanguageTask(FairseqTask):
+class FormalLanguageTask(TaskWithoutText):
     """Tagging of strings; symbols and targets are those of the training data, in order.
 
     Raises:
         ValueError: if there is no --batch-size, or a file is missing or broken.
     """
-
-    source_dictionary = target_dictionary = None
 
     def __init__(self, cfg: FormalLanguageConfig) -> None:
         super().__init__(cfg)
@@ -141,11 +140,6 @@ class FormalLanguageTask(FairseqTask):
     def pads(self) -> tuple[int, int]:
         """What fills symbols and targets up: the numbers after the last ones."""
         return len(self.symbols), len(self.targets)
-
-    @classmethod
-    def setup_task(cls, cfg: FormalLanguageConfig, **kwargs: Any) -> "FormalLanguageTask":
-        """Make the task; what fairseq says of a checkpoint makes no difference."""
-        return cls(cfg)
 
     def load_dataset(self, split: str, combine: bool = False, **kwargs: Any) -> None:
         """Make a split: `train`; `valid`, which is Bin0 and Bin1; `bin0`, `bin1` and `bin2`.
@@ -199,6 +193,3 @@ class FormalLanguageTask(FairseqTask):
                 f"{stem}.src and .tgt need as many symbols in every line as each other"
             )
         return list(zip(source, target, strict=True))
-
-    def max_positions(self) -> None:
-        """Return None: nothing is too long."""

@@ -83,6 +83,13 @@ struct CPU {
   }
 };
 
+bool is_fp64(const Tensor& x, const char* takes) {
+  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble, takes,
+                   " float32 and float64, found ", x.scalar_type());
+  return x.scalar_type() == at::kDouble;
+}
+Tensor like(const Tensor& x) { return at::empty(x.sizes(), x.options()); }
+
 // ---- feature maps by themselves
 
 Tensor map_rows(const Tensor& x_, const Optional& dphi_, const std::string& name, Index nu,
@@ -130,8 +137,7 @@ void favor_rows(fwm::Favor& a, const Tensor& u, double scale, double added,
 }
 Tensor favor_exp(const Tensor& u_, const Tensor& offset_, double scale, double added, double cap) {
   const Tensor u = u_.contiguous(), offset = offset_.contiguous();
-  TORCH_CHECK_TYPE(u.scalar_type() == at::kFloat || u.scalar_type() == at::kDouble,
-                   "favor_exp takes float32 and float64, found ", u.scalar_type());
+  is_fp64(u, "favor_exp takes");
   auto sizes = u.sizes().vec();
   sizes.back() *= 2;
   const Tensor phi = at::empty(sizes, u.options());
@@ -160,18 +166,15 @@ std::tuple<Tensor, Tensor> favor_exp_bwd(const Tensor& dphi_, const Tensor& phi_
 using Three = std::tuple<Tensor, Tensor, Tensor>;
 
 bool fill_rescaled(fwm::Rescaled& a, const Tensor& gram, const Tensor& v, const Tensor& beta) {
-  TORCH_CHECK_TYPE(v.scalar_type() == at::kFloat || v.scalar_type() == at::kDouble,
-                   "rescaled_fwd takes float32 and float64, found ", v.scalar_type());
   a.T = v.size(2), a.V = v.size(3), a.count = v.size(0) * v.size(1);
   a.gram = gram.const_data_ptr(), a.v = v.const_data_ptr(), a.beta = beta.const_data_ptr();
-  return v.scalar_type() == at::kDouble;
+  return is_fp64(v, "rescaled_fwd takes");
 }
 Three rescaled_fwd(const Tensor& gram_, const Tensor& v_, const Tensor& beta_) {
   const Tensor gram = gram_.contiguous(), v = v_.contiguous(), beta = beta_.contiguous();
   fwm::Rescaled a;
   const bool fp64 = fill_rescaled(a, gram, v, beta);
-  const Tensor residual = at::empty(v.sizes(), v.options());
-  const Tensor history = at::empty(gram.sizes(), gram.options());
+  const Tensor residual = like(v), history = like(gram);
   a.residual = residual.data_ptr(), a.history = history.data_ptr();
   in_parallel(a.count, double(a.T * a.T * a.V), [&](Index first, Index last) {
     kernels().rescaled_forward[fp64](a, first, last);
@@ -188,8 +191,7 @@ Three rescaled_bwd(const Tensor& d_residual_, const Tensor& d_decay_, const Tens
   const bool fp64 = fill_rescaled(a, gram, v, beta);
   a.residual = residual.data_ptr(), a.history = history.data_ptr();
   a.d_residual = d_residual.const_data_ptr(), a.d_decay = d_decay.const_data_ptr();
-  const Tensor d_gram = at::empty(gram.sizes(), gram.options());
-  const Tensor d_v = at::empty(v.sizes(), v.options()), d_beta = at::empty(beta.sizes(), beta.options());
+  const Tensor d_gram = like(gram), d_v = like(v), d_beta = like(beta);
   a.d_gram = d_gram.data_ptr(), a.d_v = d_v.data_ptr(), a.d_beta = d_beta.data_ptr();
   in_parallel(a.count, 2.0 * double(a.T * a.T * a.V), [&](Index first, Index last) {
     kernels().rescaled_backward[fp64](a, first, last);
@@ -199,18 +201,12 @@ Three rescaled_bwd(const Tensor& d_residual_, const Tensor& d_decay_, const Tens
 
 // ---- updates that depend on what they read: as many sequences of a head at a time as a vector has lanes
 
-bool is_fp64(const Tensor& x) {
-  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
-                   "recurrent updates take float32 and float64, found ", x.scalar_type());
-  return x.scalar_type() == at::kDouble;
-}
 Tensor contiguous_mask(const Optional& mask) { return mask ? mask->contiguous() : Tensor(); }
-Tensor like(const Tensor& x) { return at::empty(x.sizes(), x.options()); }
 
 // Sequences (N, H, T, .) and how their work is shared out.
 struct Lanes {
   explicit Lanes(const Tensor& x)
-      : fp64(is_fp64(x)),
+      : fp64(is_fp64(x, "recurrent updates take")),
         N(x.size(0)),
         H(x.size(1)),
         T(x.size(2)),

@@ -24,14 +24,14 @@ FWM_INLINE void for_blocks(Index columns, Run run) {
 
 // Passes over a matrix of `rows` x `columns`.
 
-// y_j (+)= sum_i x_i m_ij, after m_ij += k_i u_j where k is given.
-template <bool Write, bool Add, class F>
+// y_j = sum_i x_i m_ij, after m_ij += k_i u_j where k is given.
+template <bool Write, class F>
 void write_and_read(F* m, Index rows, Index columns, const F* k, const F* u, const F* x, F* y) {
   for_blocks(columns, [&](auto block, Index j) {
     constexpr int B = decltype(block)::value;
     Vec<F> sum[B], change[B];
     FWM_EACH(b, B) {
-      sum[b] = Add ? lanes_at(y, j + b) : Vec<F>{};
+      sum[b] = Vec<F>{};
       if (Write) change[b] = lanes_at(u, j + b);
     }
     for (Index i = 0; i < rows; i++) {

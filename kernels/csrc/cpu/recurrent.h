@@ -46,7 +46,7 @@ void recurrent_forward(const Recurrent& p, Index first, Index last) {
       softmax(q, q, d);
       softmax(k, k, d);
       store(beta, on * sigmoid<F>(load(beta)));
-      write_and_read<false, false, F>(S, d, d, nullptr, nullptr, k, r);
+      write_and_read<false, F>(S, d, d, nullptr, nullptr, k, r);
       for (Index i = 0; i < d; i++) {
         const Vec<F> rest = lanes_at(v, i) - lanes_at(r, i);
         store(v + i * w, rest);
@@ -54,7 +54,7 @@ void recurrent_forward(const Recurrent& p, Index first, Index last) {
       }
       // q | k | v - S^T k | beta, which is zero where nothing is written
       __builtin_memcpy(kept_row<F>(p.kept, item, T, t, M), a, M * w * sizeof(F));
-      write_and_read<true, false>(S, d, d, k, u, q, out);
+      write_and_read<true>(S, d, d, k, u, q, out);
       for (Index i = 0; i < d; i++) {
         const Vec<F> e = lanes_at(out, i);
         store(y + i * w, on > 0 ? e : lanes_at(y, i));
@@ -110,7 +110,7 @@ void recurrent_backward(const Recurrent& p, Index first, Index last) {
         for (F* zero : {dq, dk, ds}) store(zero + i * w, Vec<F>{});
       }
       project(S, d, d, g, dq);
-      write_and_read<true, false>(G, d, d, q, g, k, du);
+      write_and_read<true>(G, d, d, q, g, k, du);
       project(G, d, d, u, dk);
       Vec<F> d_beta{};
       for (Index i = 0; i < d; i++) {

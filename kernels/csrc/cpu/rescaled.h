@@ -2,7 +2,8 @@
 // products of keys: what is retrieved is a sum of what was written, r_s, which never needs the memory.
 #pragma once
 
-#include "vec.h"
+#include "gemm.h"
+#include "rows.h"
 
 namespace fwm {
 namespace FWM_ISA {
@@ -12,34 +13,6 @@ FWM_INLINE void add_scaled(F* y, F a, const F* x, Index padded) {
   const Vec<F> scale = spread(a);
   for (Index i = 0; i < padded; i += W<F>) store(y + i, load(y + i) + scale * load(x + i));
 }
-template <class F>
-FWM_INLINE void copy_rows(F* to, Index to_width, const F* from, Index width, Index rows) {
-  for (Index t = 0; t < rows; t++) {
-    for (Index i = 0; i < width; i++) to[t * to_width + i] = from[t * width + i];
-    for (Index i = width; i < to_width; i++) to[t * to_width + i] = F(0);
-  }
-}
-
-// y = sum_s a_s x_s over the first `count` rows.
-template <class F>
-FWM_INLINE void combine(F* y, const F* a, const F* x, Index count, Index padded) {
-  constexpr int kBlock = 4;
-  for (Index i = 0; i < padded; i += kBlock * W<F>) {
-    const Index vectors = min(Index(kBlock), (padded - i) / W<F>);
-    Vec<F> sum[kBlock] = {};
-    for (Index s = 0; s < count; s++) {
-      const Vec<F> scale = spread(a[s]);
-      const F* row = x + s * padded + i;
-      if (vectors == kBlock) {
-        FWM_EACH(j, kBlock) sum[j] += scale * load(row + j * W<F>);
-      } else {
-        for (Index j = 0; j < vectors; j++) sum[j] += scale * load(row + j * W<F>);
-      }
-    }
-    for (Index j = 0; j < vectors; j++) store(y + i + j * W<F>, sum[j]);
-  }
-}
-
 // Sequences [first, last). history[t][s] is what is left of the write at s after step t.
 template <class F>
 void rescaled_forward(const Rescaled& a, Index first, Index last) {
@@ -55,9 +28,9 @@ void rescaled_forward(const Rescaled& a, Index first, Index last) {
     for (Index t = 0; t < T; t++) {
       const F* before = history + (t - 1) * T;
       for (Index s = 0; s < t; s++) weights[s] = before[s] * gram[t * T + s] * beta[s];
-      combine(retrieved, weights, rows, t, Vp);
+      product<Into::set>(1, Vp, t, weights, 0, 1, rows, Vp, retrieved, Vp);
       F* r = rows + t * Vp;
-      copy_rows(r, Vp, v + t * V, V, 1);
+      load_same(r, v + t * V, V, Vp);
       add_scaled(r, F(-1), retrieved, Vp);
       for (Index i = 0; i < Vp; i += W<F>) store(written + i, spread(beta[t]) * load(r + i));
       norm2 += 2 * dot(written, retrieved, Vp) + dot(written, written, Vp) * gram[t * T + t];
@@ -66,7 +39,7 @@ void rescaled_forward(const Rescaled& a, Index first, Index last) {
       for (Index s = 0; s < t; s++) history[t * T + s] = left * before[s];
       history[t * T + t] = left;
       for (Index s = t + 1; s < T; s++) history[t * T + s] = 0;
-      for (Index i = 0; i < V; i++) residual[t * V + i] = r[i];
+      store_same(residual + t * V, r, V);
     }
   }
 }
@@ -85,14 +58,15 @@ void rescaled_backward(const Rescaled& a, Index first, Index last) {
     const F* d_residual = static_cast<const F*>(a.d_residual) + n * T * V;
     F *d_gram = static_cast<F*>(a.d_gram) + n * T * T, *d_v = static_cast<F*>(a.d_v) + n * T * V;
     F* d_beta = static_cast<F*>(a.d_beta) + n * T;
-    copy_rows(rows, Vp, static_cast<const F*>(a.residual) + n * T * V, V, T);
+    const F* residual = static_cast<const F*>(a.residual) + n * T * V;
+    for (Index t = 0; t < T; t++) load_same(rows + t * Vp, residual + t * V, V, Vp);
     for (Index i = 0; i < T * Vp; i++) d_written[i] = 0;
     for (Index s = 0; s < T; s++) d_left[s] = static_cast<const F*>(a.d_decay)[n * T + s];
     F d_norm2 = 0;
     for (Index t = T - 1; t >= 0; t--) {
       const F *before = history + (t - 1) * T, *r = rows + t * Vp;
       const F left = history[t * T + t], b = beta[t], length2 = gram[t * T + t];
-      copy_rows(retrieved, Vp, v + t * V, V, 1);
+      load_same(retrieved, v + t * V, V, Vp);
       add_scaled(retrieved, F(-1), r, Vp);
       F d = d_left[t];
       for (Index s = 0; s < t; s++) d += d_left[s] * before[s], d_left[s] *= left;
@@ -101,14 +75,14 @@ void rescaled_backward(const Rescaled& a, Index first, Index last) {
       F* du = d_written + t * Vp;
       add_scaled(du, 2 * d_norm2, retrieved, Vp);
       add_scaled(du, 2 * d_norm2 * length2 * b, r, Vp);
-      copy_rows(d_row, Vp, d_residual + t * V, V, 1);
+      load_same(d_row, d_residual + t * V, V, Vp);
       add_scaled(d_row, b, du, Vp);
       const F written2 = b * b * dot(r, r, Vp);
       d_beta[t] = dot(du, r, Vp);
       for (Index i = 0; i < Vp; i += W<F>) {
         store(d_retrieved + i, spread(2 * d_norm2 * b) * load(r + i) - load(d_row + i));
       }
-      for (Index i = 0; i < V; i++) d_v[t * V + i] = d_row[i];
+      store_same(d_v + t * V, d_row, V);
       for (Index s = 0; s < t; s++) {
         const F weight = before[s] * gram[t * T + s];
         add_scaled(d_written + s * Vp, weight, d_retrieved, Vp);

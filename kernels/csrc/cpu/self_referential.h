@@ -45,7 +45,7 @@ void self_referential_forward(const SelfReferential& p, Index first, Index last)
       lanes.step(mask, T, t, alive);
       const Vec<F> on = load(alive);
       inputs.load(t, x, alive);
-      write_and_read<true, false>(weights, d, M, key, u, x, a);  // what the last step changes, too
+      write_and_read<true>(weights, d, M, key, u, x, a);  // what the last step changes, too
       outputs.save(t, a);
       softmax(a + d * w, q, d);
       softmax(a + 2 * d * w, k, d);
@@ -54,7 +54,7 @@ void self_referential_forward(const SelfReferential& p, Index first, Index last)
         store(apart + i * w, lanes_at(q, i) - lanes_at(k, i));
         store(key + i * w, lanes_at(k, i));
       }
-      write_and_read<false, false, F>(weights, d, M, nullptr, nullptr, apart, change);
+      write_and_read<false, F>(weights, d, M, nullptr, nullptr, apart, change);
       scale_parts(beta, change, u, d);
     }
     write_only(weights, d, M, key, u);
@@ -98,7 +98,7 @@ void self_referential_backward(const SelfReferential& p, Index first, Index last
         store(apart + i * w, lanes_at(q, i) - lanes_at(k, i));
         for (F* zero : {dk, d_apart, dx}) store(zero + i * w, Vec<F>{});
       }
-      write_and_read<false, false, F>(G, d, M, nullptr, nullptr, k, du);
+      write_and_read<false, F>(G, d, M, nullptr, nullptr, k, du);
       project(G, d, M, u, dk);
       scale_parts(beta, du, d_change, d);
       for (Index part = 0; part < 4; part++) {
