@@ -25,6 +25,7 @@ DTYPES = (
 )  # the order of the enumerations of problem.h
 MAPS = ("none", "elu", "dpfp")
 ATTN_NORMS = ("none", "output", "full")
+RECURRENT = ("recurrent_delta", "self_referential")
 NO_LIMIT = 1 << 30  # of shared memory: the emulator refuses nothing, the report compares
 H100_LIMIT = 227 << 10
 
@@ -35,9 +36,10 @@ class LaunchError(RuntimeError):
 
 @dataclass(frozen=True)
 class Problem:
-    """A causal update, forward and backward, and one step of decoding.
+    """An update, forward and backward, and one step of decoding.
 
     Attributes:
+        rule: ``sum`` or ``delta``; or one of :data:`RECURRENT`, with heads of K = V numbers.
         K: key features, after the feature map.
         V: value features.
         nu: of DPFP; 0 without it.
@@ -58,6 +60,12 @@ class Problem:
     attn_norm: str = "none"
     chunkwise: bool = False
     shared_limit: int = H100_LIMIT
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """What there are kernels for."""
+        passes = ("forward", "backward")
+        return passes if self.rule in RECURRENT else (*passes, "step")
 
     @property
     def d(self) -> int:
@@ -93,7 +101,7 @@ class Launchers:
     def __init__(self, variant: str = "plain") -> None:
         self._emulator = Emulator(build(sources(), variant, host_sources=[ENTRY]))
         self._library = self._emulator.library
-        for name in "fwm_launch_causal", "fwm_launch_step":
+        for name in "fwm_launch_causal", "fwm_launch_step", "fwm_launch_recurrent":
             getattr(self._library, name).restype = ctypes.c_char_p
         self._library.fwm_launch_workspace.restype = ctypes.c_int64
 
@@ -138,10 +146,14 @@ class Launchers:
         limit = problem.shared_limit if execute else NO_LIMIT
         self._emulator.set(execute=int(execute), shared_limit=limit)
         argument = ctypes.byref(_as_structure(problem))
-        if operation == "step":
+        backward = int(operation == "backward")
+        if problem.rule in RECURRENT:
+            rule = RECURRENT.index(problem.rule)
+            error = self._library.fwm_launch_recurrent(argument, rule, backward)
+        elif operation == "step":
             error = self._library.fwm_launch_step(argument)
         else:
-            error = self._library.fwm_launch_causal(argument, int(operation == "backward"))
+            error = self._library.fwm_launch_causal(argument, backward)
         if error:
             raise LaunchError(f"{operation} of {problem}: {error.decode()}")
 
@@ -172,6 +184,8 @@ def representative(launchers: Launchers, shared_limit: int) -> Iterator[Problem]
         chunkwise = replace(problem, chunkwise=True, shared_limit=shared_limit)
         if launchers.chunkwise_fits(chunkwise):
             yield chunkwise
+    for rule, d in product(RECURRENT, (8, 16, 32, 64, 128, 256)):
+        yield Problem(rule, d, d, shared_limit=shared_limit)
 
 
 def _general() -> Iterator[Problem]:

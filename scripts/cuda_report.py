@@ -25,15 +25,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from cuda_compile import CompileError, Kernel, NoToolkit, compiled, nvcc_version, readable
-from cuda_launches import LaunchError, Launchers, representative, sources
+from cuda_launches import RECURRENT, LaunchError, Launchers, representative, sources
 from cuda_occupancy import GPU, GPUS, gpus_of, occupancy
 from emulation import Unavailable
 from result_tables import ResultsError, put_between_markers, short_commit, table
 from run_record import git_commit, now
 
 ARCHS = ("8.0", "8.6", "9.0", "10.0", "12.0")
-OPERATIONS = ("forward", "backward", "step")
-SMALL = 64  # key and value features up to which half of a multiprocessor's warps are asked for
+# Key and value features up to which half of a multiprocessor's warps are asked for; heads of rules
+# whose states, three times as large, are in shared memory.
+SMALL, SMALL_RECURRENT = 64, 32
 HALF = 0.5
 HALF_FULL = ("A100", "H100")
 
@@ -92,8 +93,9 @@ def launch_shapes() -> dict[int, dict[str, list[Shape]]]:
 def _launch_shapes(launchers: Launchers, limit: int) -> dict[str, list[Shape]]:
     found: dict[str, set[Shape]] = {}
     for problem in representative(launchers, limit):
-        small = max(problem.K, problem.V) <= SMALL
-        for operation in OPERATIONS:
+        recurrent = problem.rule in RECURRENT
+        small = max(problem.K, problem.V) <= (SMALL_RECURRENT if recurrent else SMALL)
+        for operation in problem.operations:
             for launch in launchers.launches(problem, operation):
                 shape = Shape(launch.threads, launch.shared, small)
                 found.setdefault(launch.kernel, set()).add(shape)

@@ -4,7 +4,7 @@
 //     cuda_problems FORM PROBLEMS [FIRST [SKIP]]
 //     cuda_problems FORM KxVxTYPE
 //
-// FORM is general or chunkwise; the second line runs two problems of usual sizes, TYPE being 0 (fp32),
+// FORM is general, chunkwise or recurrent (of which K alone counts); the second line runs two problems of usual sizes, TYPE being 0 (fp32),
 // 2 (bf16) or 3 (fp16). Prints the barriers that ran, or, with a barrier to SKIP or findings,
 // what was found; exits with 1 if an output is not finite and 3 if there are findings or errors.
 #include <cmath>
@@ -161,27 +161,106 @@ bool run_problem(Causal a, bool delta, bool chunkwise) {
          (!norm || (zT.finite() && dz.finite() && fresh_z.finite()));
 }
 
+// Sequences (N, H, T, .) that a mask thins out, and as much shared memory as zero to all matrices need.
+struct Sequences {
+  Index N, H, T, d;
+  std::vector<char> mask;
+  std::size_t limit;
+
+  static Sequences random() {
+    Sequences s{draw(1, 2), draw(1, 2), draw(1, 12), draw(0, 3) ? draw(1, 20) : draw(33, 70), {}, 0};
+    if (draw(0, 1)) s.mask.resize(s.N * s.T);
+    for (char& x : s.mask) x = draw(0, 3) > 0;
+    s.mask.shrink_to_fit();
+    const Index matrix = 4 * s.d * (3 * s.d + 4);
+    s.limit = std::size_t(6000 + draw(0, 2) * matrix);
+    return s;
+  }
+  Index all() const { return N * H; }
+  Block rows(Index width, bool input) const { return Block(DType::f32, all() * T * width, input); }
+  template <class Problem>
+  Problem problem() const {
+    Problem a;
+    a.N = N, a.H = H, a.T = T, a.d = d;
+    if (!mask.empty()) a.mask = reinterpret_cast<const bool*>(mask.data());
+    return a;
+  }
+};
+
+bool run_recurrent(const Sequences& s) {
+  const Index d = s.d, M = 3 * d + 1;
+  Recurrent a = s.problem<Recurrent>();
+  const DType f32 = DType::f32;
+  Block x = s.rows(M, true), R(f32, s.H * d * M, true, -0.2, 0.2), S(f32, s.all() * d * d, true);
+  Block last(f32, s.all() * d, true), y = s.rows(d, false), ST(f32, s.all() * d * d, false);
+  Block yT(f32, s.all() * d, false), kept = s.rows(M, false), feedback = s.rows(d, false);
+  a.x = x.memory.data(), a.weights = R.memory.data(), a.state = S.memory.data(), a.last = last.memory.data();
+  a.y = y.memory.data(), a.final_state = ST.memory.data(), a.final_last = yT.memory.data();
+  a.kept = kept.memory.data(), a.feedback = feedback.memory.data();
+  gpu::forward(a, s.limit, nullptr);
+  Block dy = s.rows(d, true), dST(f32, s.all() * d * d, true), dyT(f32, s.all() * d, true);
+  Block dx = s.rows(M, false), dS(f32, s.all() * d * d, false), d_last(f32, s.all() * d, false);
+  a.dy = dy.memory.data(), a.d_final_state = dST.memory.data(), a.d_final_last = dyT.memory.data();
+  a.dx = dx.memory.data(), a.d_state = dS.memory.data(), a.d_last = d_last.memory.data();
+  Block room(f32, gpu::backward_workspace(a, s.limit), false);
+  gpu::backward(a, s.limit, room.numbers(), nullptr);
+  return y.finite() && ST.finite() && yT.finite() && kept.finite() && feedback.finite() && dx.finite() &&
+         dS.finite() && d_last.finite();
+}
+
+bool run_self_referential(const Sequences& s) {
+  const Index d = s.d, M = 3 * d + 4;
+  SelfReferential a = s.problem<SelfReferential>();
+  const DType f32 = DType::f32;
+  Block x = s.rows(d, true), W(f32, s.all() * d * M, true), y = s.rows(d, false);
+  Block WT(f32, s.all() * d * M, false), kept = s.rows(5 * d + 8, false);
+  a.x = x.memory.data(), a.weights = W.memory.data(), a.y = y.memory.data();
+  a.final_weights = WT.memory.data(), a.kept = kept.memory.data();
+  gpu::forward(a, s.limit, nullptr);
+  Block dy = s.rows(d, true), dWT(f32, s.all() * d * M, true), dx = s.rows(d, false);
+  Block dW(f32, s.all() * d * M, false);
+  a.dy = dy.memory.data(), a.d_final_weights = dWT.memory.data();
+  a.dx = dx.memory.data(), a.d_weights = dW.memory.data();
+  Block room(f32, gpu::backward_workspace(a, s.limit), false);
+  gpu::backward(a, s.limit, room.numbers(), nullptr);
+  return y.finite() && WT.finite() && kept.finite() && dx.finite() && dW.finite();
+}
+
+bool run_form(const std::string& form, int i) {
+  if (form != "recurrent") {
+    const bool chunkwise = form == "chunkwise";
+    return run_problem(random_sizes(i % 2, chunkwise), i % 2, chunkwise);
+  }
+  const Sequences s = Sequences::random();
+  return i % 2 ? run_recurrent(s) : run_self_referential(s);
+}
+
 }  // namespace
 
 // Sum and delta with K = d and V as given, after which an observer says how memory was used.
-int run_sizes(const char* sizes, bool chunkwise) {
+int run_sizes(const char* sizes, const std::string& form) {
   int K = 0, V = 0, type = 0;
   if (std::sscanf(sizes, "%dx%dx%d", &K, &V, &type) != 3) return 2;
   generator.seed(1);
+  const Sequences s{1, 2, 20, K, {}, fwm_emulator_shared_limit()};
   for (int delta = 0; delta < 2; delta++) {
+    if (form == "recurrent") {
+      if (!(delta ? run_recurrent(s) : run_self_referential(s))) return 1;
+      continue;
+    }
     Causal a;
     a.N = 1, a.H = 2, a.T = 64, a.V = V;
     a.features.d = a.features.K = K;
     a.dtype = static_cast<DType>(type);
-    if (!run_problem(a, delta, chunkwise)) return 1;
+    if (!run_problem(a, delta, form == "chunkwise")) return 1;
   }
   std::printf("%s", fwm_emulator_report());
   return 0;
 }
 
 int main(int count, char** arguments) {
-  const bool chunkwise = count > 1 && std::strcmp(arguments[1], "chunkwise") == 0;
-  if (count > 2 && std::strchr(arguments[2], 'x')) return run_sizes(arguments[2], chunkwise);
+  const std::string form = count > 1 ? arguments[1] : "general";
+  if (count > 2 && std::strchr(arguments[2], 'x')) return run_sizes(arguments[2], form);
   const int problems = count > 2 ? std::atoi(arguments[2]) : 20;
   const int first = count > 3 ? std::atoi(arguments[3]) : 0;
   const bool skips = count > 4;
@@ -190,7 +269,7 @@ int main(int count, char** arguments) {
     generator.seed(i);
     bool finite = false;
     try {
-      finite = run_problem(random_sizes(i % 2, chunkwise), i % 2, chunkwise);
+      finite = run_form(form, i);
     } catch (const std::exception& error) {
       std::printf("problem %d: %s\n", i, error.what());
       return 3;

@@ -90,4 +90,16 @@ const char* fwm_launch_step(const LaunchProblem* p) {
   });
 }
 
+// The recurrent delta rule or, with `self`, self-referential weights: heads of d numbers.
+const char* fwm_launch_recurrent(const LaunchProblem* p, int self, int backward) {
+  return fwm::emulator::error_of([&] {
+    const auto launch = [&](auto a) {
+      const std::size_t limit = std::size_t(p->shared_limit);
+      a.N = p->N, a.H = p->H, a.T = p->T, a.d = p->d;
+      backward ? gpu::backward(a, limit, static_cast<float*>(there), nullptr) : gpu::forward(a, limit, nullptr);
+    };
+    self ? launch(SelfReferential{}) : launch(Recurrent{});
+  });
+}
+
 }  // extern "C"

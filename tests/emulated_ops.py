@@ -14,6 +14,9 @@ KERNELS = sorted(
     path.relative_to(Path(__file__).parent.parent).as_posix()
     for path in (Path(__file__).parent.parent / "kernels/csrc/cuda").glob("*.cu")
 )
+KERNEL_OPS = [
+    op for op in library.SCHEMAS if op.startswith(("causal", "recurrent", "self_referential"))
+]
 BINDING = ("kernels/csrc/cuda/bindings.cpp", "tests/emulated_ops.cpp")
 
 
@@ -39,7 +42,7 @@ def emulated(mutation: tuple[str, str, str] | None = None) -> Emulator:
         + [f"-isystem{folder}" for folder in include_paths()],
         link=[f"-L{torch_lib}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{torch_lib}"],
     )
-    emulated.library = library.register(library.EMULATED, lambda op, device: "causal" in op)
+    emulated.library = library.register(library.EMULATED, lambda op, device: op in KERNEL_OPS)
     controls = Emulator(path)
     controls.library.fwm_register_emulated_ops.restype = ctypes.c_char_p
     error = controls.library.fwm_register_emulated_ops()

@@ -9,9 +9,9 @@ from emulated_ops import KERNELS
 
 # One process: the programs are built once and share their object files.
 pytestmark = pytest.mark.xdist_group("instrumented")
-FORMS = ["general", "chunkwise"]
+FORMS = ["general", "chunkwise", "recurrent"]
 SOURCES = [*KERNELS]
-PROBLEMS = {"general": 24, "chunkwise": 12}
+PROBLEMS = {"general": 24, "chunkwise": 12, "recurrent": 12}
 
 
 def program(variant, mutation=None):
@@ -59,21 +59,30 @@ def test_every_barrier_is_needed(form):
 CUDA = "kernels/csrc/cuda/"
 OUTSIDE = {
     "shared memory, one row too far": (
+        "general",
         CUDA + "forward.cuh",
         "if (first_part) tile.y[i * C + c] = y;",
         "if (first_part) tile.y[i * C + c] = tile.y[steps * C + c] = y;",
     ),
     "global memory, one column too far": (
+        "general",
         CUDA + "step.cuh",
         "if (c < V) fresh[Index(j) * V + c] = s[i];",
         "fresh[Index(j) * V + c] = s[i];",
+    ),
+    "a matrix of weights, one row too far": (
+        "recurrent",
+        CUDA + "sequential.cuh",
+        "for (int i = 0; i < rows; i++) sum[i % 2] += x[i] * m[i * columns + j];",
+        "for (int i = 0; i <= rows; i++) sum[i % 2] += x[i] * m[i * columns + j];",
     ),
 }
 
 
 @pytest.mark.parametrize("bug", OUTSIDE)
 def test_accesses_outside_are_found(bug):
-    done = run(program("address", OUTSIDE[bug]), "general")
+    form, *mutation = OUTSIDE[bug]
+    done = run(program("address", mutation), form)
     assert "AddressSanitizer" in done.stderr
 
 
@@ -87,20 +96,37 @@ def test_an_unwritten_output_is_found():
     assert done.returncode == 1 and "is not finite" in done.stdout
 
 
-def test_a_wrong_mask_is_found(run):
+WRONG = {
+    "a mask of another sequence": (
+        "from problems import Problem, check\n"
+        "problem = Problem('sum', 2, 2, 9, 5, 6, mask=True)\n"
+        "check(problem, torch.float32, 'emulated', 2e-6)\n",
+        CUDA + "forward.cuh",
+        "const bool* mask = mask_of(a, head);",
+        "const bool* mask = mask_of(a, Head(a.H, 0));",
+    ),
+    "no gradient through what decides how much is written": (
+        "from recurrent_problems import Problem, same\n"
+        "problem = Problem('self_referential', 2, 2, 9, 5)\n"
+        "found = problem.run(torch.float32, 'emulated')\n"
+        "same(found, problem.run(impl='reference'), 2e-5)\n",
+        CUDA + "self_referential.cuh",
+        "da[3 * d + part] = sum * beta[part] * (1.0f - beta[part]);",
+        "da[3 * d + part] = sum * beta[part];",
+    ),
+}
+
+
+@pytest.mark.parametrize("bug", WRONG)
+def test_wrong_numbers_are_found(run, bug):
     """By the comparison with the reference, in a process of its own."""
+    comparison, *mutation = WRONG[bug]
     script = (
         "import sys; sys.path.insert(0, 'tests')\n"
         "import torch, emulated_ops, emulation\n"
-        "from problems import Problem, check\n"
-        "emulated_ops.emulated((%r, %r, %r))\n"
-        "problem = Problem('sum', 2, 2, 9, 5, 6, mask=True)\n"
-        "check(problem, torch.float32, 'emulated', 2e-6)\n"
+        f"emulated_ops.emulated({tuple(mutation)!r})\n{comparison}"
     )
-    right = "const bool* mask = mask_of(a, head);"
-    mutation = (CUDA + "forward.cuh", right, right.replace("head)", "Head(a.H, 0))"))
-    done = run("-c", script % mutation, status=1)
-    assert "AssertionError: error" in done.stderr
+    assert "AssertionError: error" in run("-c", script, status=1).stderr
 
 
 # Read and written once per sequence, not per time step: states, whose rows lie far apart.
@@ -110,7 +136,8 @@ ONCE = {"shape.cuh", "chunk.cuh"}
 @pytest.mark.parametrize(
     "form,size",
     [("general", "64x64x0"), ("general", "128x128x2"), ("general", "384x64x0")]
-    + [("chunkwise", "64x64x2"), ("chunkwise", "128x128x0"), ("chunkwise", "256x64x3")],
+    + [("chunkwise", "64x64x2"), ("chunkwise", "128x128x0"), ("chunkwise", "256x64x3")]
+    + [("recurrent", "32x0x0"), ("recurrent", "64x0x0")],
 )
 def test_memory_is_used_well(form, size):
     """No bank conflict above two-way; as few sectors as the numbers asked for allow."""

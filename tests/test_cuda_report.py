@@ -155,7 +155,7 @@ def test_launchers_say_what_they_launch(shapes) -> None:
     launchers = launching.Launchers()
     problem = launching.Problem("delta", K=64, V=40, N=3, H=5, T=7, attn_norm="full")
     names = []
-    for operation in report.OPERATIONS:
+    for operation in problem.operations:
         launches = launchers.launches(problem, operation)
         names += compiling.readable([launch.kernel for launch in launches])
         assert all(launch.grid[0] % 15 == 0 or launch.grid[0] == 27 for launch in launches)

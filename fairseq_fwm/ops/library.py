@@ -89,9 +89,14 @@ def unserved_gpu() -> GPU | None:
     return not_served(cuda_archs())
 
 
+def ops_of(impl: str) -> torch._ops._OpNamespace:
+    """Return the namespace that serves an implementation."""
+    return torch.ops.fwm_emulated if impl == "emulated" else torch.ops.fwm
+
+
 def sequence_op_of(rule: str, impl: str) -> Callable:
     """Return ``causal_*_fwd`` of the namespace that serves an implementation."""
-    ops = torch.ops.fwm_emulated if impl == "emulated" else torch.ops.fwm
+    ops = ops_of(impl)
     return ops.causal_sum_fwd if rule == "sum" else ops.causal_delta_fwd
 
 
@@ -172,17 +177,17 @@ def register(namespace: str, has_kernel: sequence_op.HasKernel) -> torch.library
     add(
         "recurrent_delta_fwd",
         recurrent_op.recurrent_forward,
-        recurrent_op.recurrent_fake(has_kernel),
+        recurrent_op.recurrent_fake(ops, has_kernel),
         recurrent_op.recurrent_context,
-        recurrent_op.recurrent_backward(has_kernel),
+        recurrent_op.recurrent_backward(ops, has_kernel),
     )
     add("recurrent_delta_bwd", None, recurrent_op.recurrent_fake_backward)
     add(
         "self_referential_fwd",
         recurrent_op.self_forward,
-        recurrent_op.self_fake(has_kernel),
+        recurrent_op.self_fake(ops, has_kernel),
         recurrent_op.self_context,
-        recurrent_op.self_backward(has_kernel),
+        recurrent_op.self_backward(ops, has_kernel),
     )
     add("self_referential_bwd", None, recurrent_op.self_fake_backward)
     return library

@@ -4,10 +4,9 @@ Neither can be computed for all time steps at once, so there is no chunked form:
 reference.
 """
 
-import torch
 from torch import Tensor
 
-from fairseq_fwm.ops import library  # noqa: F401  (the ops)
+from fairseq_fwm.ops import library
 from fairseq_fwm.ops._common import accumulation_dtype, check_write_mask, no_autocast
 from fairseq_fwm.ops.dispatch import resolve_impl
 from fairseq_fwm.ops.reference import recurrent_delta_reference, self_referential_reference
@@ -47,7 +46,8 @@ def recurrent_delta(
     """
     d = _check_recurrent(projected, recurrent, state)
     check_write_mask(write_mask, projected.shape[0], projected.shape[2])
-    if resolve_impl(impl, "recurrent_delta_fwd", projected.device) in ("reference", "chunked"):
+    chosen = resolve_impl(impl, "recurrent_delta_fwd", projected.device)
+    if chosen in ("reference", "chunked"):
         y, final = recurrent_delta_reference(
             projected, recurrent, state=state, write_mask=write_mask
         )
@@ -57,7 +57,7 @@ def recurrent_delta(
         projected.new_zeros(*projected.shape[:2], d, d, dtype=dtype),
         projected.new_zeros(*projected.shape[:2], d, dtype=dtype),
     )
-    y, S, last, *_ = torch.ops.fwm.recurrent_delta_fwd(
+    y, S, last, *_ = library.ops_of(chosen).recurrent_delta_fwd(
         *(x.to(dtype) for x in (projected, recurrent, S, last)), write_mask
     )
     return y.to(projected.dtype), (S, last) if output_final_state else None
@@ -95,11 +95,13 @@ def self_referential(
     """
     weights = _check_self_referential(x, weights)
     check_write_mask(write_mask, x.shape[0], x.shape[2])
-    if resolve_impl(impl, "self_referential_fwd", x.device) in ("reference", "chunked"):
+    chosen = resolve_impl(impl, "self_referential_fwd", x.device)
+    if chosen in ("reference", "chunked"):
         y, W = self_referential_reference(x, weights, write_mask=write_mask)
     else:
         dtype = accumulation_dtype(x, weights)
-        y, W, *_ = torch.ops.fwm.self_referential_fwd(x.to(dtype), weights.to(dtype), write_mask)
+        forward = library.ops_of(chosen).self_referential_fwd
+        y, W, *_ = forward(x.to(dtype), weights.to(dtype), write_mask)
     return y.to(x.dtype), W if output_final_state else None
 
 

@@ -29,13 +29,13 @@ def recurrent_forward(
     return out.contiguous(), S.clone(), y.clone(), x.new_empty(0), x.new_empty(0)
 
 
-def recurrent_fake(has_kernel: HasKernel) -> Callable[..., Tensors]:
+def recurrent_fake(ops: Any, has_kernel: HasKernel) -> Callable[..., Tensors]:
     """Shapes of :func:`recurrent_forward`."""
 
     def fake(x: Tensor, R: Tensor, S: Tensor, y: Tensor, write_mask: Tensor | None) -> Tensors:
         shape = (*x.shape[:3], R.shape[1])
         keeps = has_kernel("recurrent_delta_fwd", x.device.type)
-        kept = (_kept(x, x.shape[-1]), shape) if keeps else ((0,), (0,))
+        kept = (_kept(ops, x, x.shape[-1]), shape) if keeps else ((0,), (0,))
         return tuple(x.new_empty(size) for size in (shape, S.shape, y.shape, *kept))
 
     return fake
@@ -47,7 +47,7 @@ def recurrent_context(ctx: Any, inputs: Tensors, output: Tensors) -> None:
     ctx.save_for_backward(*inputs, S, *kept)
 
 
-def recurrent_backward(has_kernel: HasKernel) -> Callable[..., tuple]:
+def recurrent_backward(ops: Any, has_kernel: HasKernel) -> Callable[..., tuple]:
     """Differentiate by the kernel, or the PyTorch form by running it again."""
 
     def run(ctx: Any, dy: Tensor, dS: Tensor, d_last: Tensor, *_: Any) -> tuple:
@@ -55,9 +55,8 @@ def recurrent_backward(has_kernel: HasKernel) -> Callable[..., tuple]:
         if not has_kernel("recurrent_delta_bwd", x.device.type):
             inputs, outputs = (x, R, S_0, y_0), (dy, dS, d_last)
             return *_again(recurrent_forward, inputs, mask, outputs), None
-        dx, dS_0, dy_0 = torch.ops.fwm.recurrent_delta_bwd(
-            dy, dS, d_last, R, mask, S_T, kept, feedback
-        )
+        grads = ops.recurrent_delta_bwd(dy, dS, d_last, R, mask, S_T, kept, feedback)
+        dx, dS_0, dy_0 = grads
         dR = (feedback.transpose(-1, -2) @ dx).sum(0)
         return dx, dR, dS_0, dy_0, None
 
@@ -80,12 +79,12 @@ def self_forward(x: Tensor, W: Tensor, write_mask: Tensor | None) -> Tensors:
     return y.contiguous(), W.clone(), x.new_empty(0)
 
 
-def self_fake(has_kernel: HasKernel) -> Callable[..., Tensors]:
+def self_fake(ops: Any, has_kernel: HasKernel) -> Callable[..., Tensors]:
     """Shapes of :func:`self_forward`."""
 
     def fake(x: Tensor, W: Tensor, write_mask: Tensor | None) -> Tensors:
         keeps = has_kernel("self_referential_fwd", x.device.type)
-        kept = _kept(x, 5 * x.shape[-1] + 8) if keeps else (0,)
+        kept = _kept(ops, x, 5 * x.shape[-1] + 8) if keeps else (0,)
         return tuple(x.new_empty(shape) for shape in (x.shape, W.shape, kept))
 
     return fake
@@ -97,14 +96,14 @@ def self_context(ctx: Any, inputs: Tensors, output: Tensors) -> None:
     ctx.save_for_backward(*inputs, W, *kept)
 
 
-def self_backward(has_kernel: HasKernel) -> Callable[..., tuple]:
+def self_backward(ops: Any, has_kernel: HasKernel) -> Callable[..., tuple]:
     """Differentiate by the kernel, or the PyTorch form by running it again."""
 
     def run(ctx: Any, dy: Tensor, dW: Tensor, *_: Any) -> tuple:
         x, W_0, mask, W_T, kept = ctx.saved_tensors
         if not has_kernel("self_referential_bwd", x.device.type):
             return *_again(self_forward, (x, W_0), mask, (dy, dW)), None
-        grads = torch.ops.fwm.self_referential_bwd(dy, dW, x, mask, W_T, kept)
+        grads = ops.self_referential_bwd(dy, dW, x, mask, W_T, kept)
         return *grads, None
 
     return run
@@ -115,11 +114,12 @@ def self_fake_backward(dy: Tensor, dW: Tensor, *_: Any) -> Tensors:
     return dy.new_empty(dy.shape), dW.new_empty(dW.shape)
 
 
-def _kept(x: Tensor, numbers: int) -> tuple[int, ...]:
-    """Shape of what the kernel keeps: a sequence per lane of its vectors."""
+def _kept(ops: Any, x: Tensor, numbers: int) -> tuple[int, ...]:
+    """Shape of what the kernel keeps: a sequence per lane of a CPU's vectors."""
     n, h, t, _ = x.shape
-    lanes = VECTOR_BYTES[torch.ops.fwm.cpu_isa()] // x.element_size()
-    return -(-n // lanes) * h, t, numbers, lanes
+    on_cpu = x.device.type == "cpu" and ops is torch.ops.fwm
+    together = VECTOR_BYTES[ops.cpu_isa()] // x.element_size() if on_cpu else 1
+    return -(-n // together) * h, t, numbers, together
 
 
 def _again(form: Callable, inputs: Tensors, mask: Tensor | None, grads: Tensors) -> Tensors:

@@ -5,6 +5,7 @@
 
 #include "cpu/table.h"
 #include "ops.h"
+#include "recurrent_ops.h"
 
 #if defined(FWM_WITH_CUDA)
 #include "cuda/launch.h"
@@ -18,6 +19,8 @@ namespace {
 
 using at::Tensor;
 using fwm::Index;
+using fwm::is_fp64;
+using fwm::like;
 using fwm::Optional;
 
 const fwm::Kernels& kernels() {
@@ -72,7 +75,28 @@ struct CPU {
                 [&](Index first, Index last) { kernels().step[fp64](a, first, last); });
   }
 
+  // One sequence per lane of a vector.
+  static Index sequences_together(bool fp64) { return kernels().vector_bytes / (fp64 ? 8 : 4); }
+  static void forward(const fwm::Recurrent& a, bool fp64, const Tensor&) {
+    in_lanes(a, fp64, 14.0, kernels().recurrent_forward[fp64]);
+  }
+  static void backward(const fwm::Recurrent& a, bool fp64, const Tensor&) {
+    in_lanes(a, fp64, 28.0, kernels().recurrent_backward[fp64]);
+  }
+  static void forward(const fwm::SelfReferential& a, bool fp64, const Tensor&) {
+    in_lanes(a, fp64, 18.0, kernels().self_referential_forward[fp64]);
+  }
+  static void backward(const fwm::SelfReferential& a, bool fp64, const Tensor&) {
+    in_lanes(a, fp64, 48.0, kernels().self_referential_backward[fp64]);
+  }
+
  private:
+  template <class Problem, class Kernel>
+  static void in_lanes(const Problem& a, bool fp64, double flops_per_weight, Kernel kernel) {
+    const Index lanes = sequences_together(fp64);
+    const double flops = flops_per_weight * double(a.d * a.d * a.T * lanes);
+    in_parallel((a.N + lanes - 1) / lanes * a.H, flops, [&](Index first, Index last) { kernel(a, first, last); });
+  }
   // Whether the form that costs T^2 (K + V) beats the one that costs T K V.
   static bool is_short(const fwm::Causal& a) {
     const Index K = a.features.K;
@@ -82,13 +106,6 @@ struct CPU {
     return (s.delta() ? 6.0 : 4.0) * double(s.a.T) * double(s.a.features.K) * double(s.a.V);
   }
 };
-
-bool is_fp64(const Tensor& x, const char* takes) {
-  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble, takes,
-                   " float32 and float64, found ", x.scalar_type());
-  return x.scalar_type() == at::kDouble;
-}
-Tensor like(const Tensor& x) { return at::empty(x.sizes(), x.options()); }
 
 // ---- feature maps by themselves
 
@@ -163,7 +180,7 @@ std::tuple<Tensor, Tensor> favor_exp_bwd(const Tensor& dphi_, const Tensor& phi_
 
 // ---- the rescaled delta rule
 
-using Three = std::tuple<Tensor, Tensor, Tensor>;
+using fwm::Three;
 
 bool fill_rescaled(fwm::Rescaled& a, const Tensor& gram, const Tensor& v, const Tensor& beta) {
   a.T = v.size(2), a.V = v.size(3), a.count = v.size(0) * v.size(1);
@@ -199,111 +216,6 @@ Three rescaled_bwd(const Tensor& d_residual_, const Tensor& d_decay_, const Tens
   return {d_gram, d_v, d_beta};
 }
 
-// ---- updates that depend on what they read: as many sequences of a head at a time as a vector has lanes
-
-Tensor contiguous_mask(const Optional& mask) { return mask ? mask->contiguous() : Tensor(); }
-
-// Sequences (N, H, T, .) and how their work is shared out.
-struct Lanes {
-  explicit Lanes(const Tensor& x)
-      : fp64(is_fp64(x, "recurrent updates take")),
-        N(x.size(0)),
-        H(x.size(1)),
-        T(x.size(2)),
-        width(kernels().vector_bytes / (fp64 ? 8 : 4)),
-        items((N + width - 1) / width * H) {}
-  template <class Problem>
-  void describe(Problem& a, Index d, const Tensor& mask) const {
-    a.N = N, a.H = H, a.T = T, a.d = d;
-    a.mask = mask.defined() ? mask.const_data_ptr<bool>() : nullptr;
-  }
-  Tensor kept(const Tensor& x, Index numbers) const {
-    return at::empty({items, T, numbers, width}, x.options());
-  }
-  template <class Run>
-  void run(double flops_per_step, Run run) const {
-    in_parallel(items, flops_per_step * double(T * width), run);
-  }
-
-  bool fp64;
-  Index N, H, T, width, items;
-};
-
-using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
-Five recurrent_delta_fwd(const Tensor& x_, const Tensor& R_, const Tensor& S_, const Tensor& last_,
-                         const Optional& mask_) {
-  const Tensor x = x_.contiguous(), R = R_.contiguous(), S = S_.contiguous(), last = last_.contiguous();
-  const Tensor mask = contiguous_mask(mask_);
-  const Lanes lanes(x);
-  const Index d = R.size(1);
-  fwm::Recurrent a;
-  lanes.describe(a, d, mask);
-  a.x = x.const_data_ptr(), a.weights = R.const_data_ptr();
-  a.state = S.const_data_ptr(), a.last = last.const_data_ptr();
-  const Tensor y = at::empty({lanes.N, lanes.H, lanes.T, d}, x.options()), feedback = like(y);
-  const Tensor final_state = like(S), final_last = like(last), kept = lanes.kept(x, 3 * d + 1);
-  a.y = y.data_ptr(), a.final_state = final_state.data_ptr(), a.final_last = final_last.data_ptr();
-  a.kept = kept.data_ptr(), a.feedback = feedback.data_ptr();
-  lanes.run(14.0 * double(d * d), [&](Index first, Index end) {
-    kernels().recurrent_forward[lanes.fp64](a, first, end);
-  });
-  return {y, final_state, final_last, kept, feedback};
-}
-Three recurrent_delta_bwd(const Tensor& dy_, const Tensor& dS_, const Tensor& d_last_, const Tensor& R_,
-                          const Optional& mask_, const Tensor& S_, const Tensor& kept,
-                          const Tensor& feedback) {
-  const Tensor dy = dy_.contiguous(), dS = dS_.contiguous(), d_last = d_last_.contiguous();
-  const Tensor R = R_.contiguous(), S = S_.contiguous(), mask = contiguous_mask(mask_);
-  const Lanes lanes(dy);
-  const Index d = R.size(1);
-  fwm::Recurrent a;
-  lanes.describe(a, d, mask);
-  a.weights = R.const_data_ptr(), a.final_state = S.data_ptr();
-  a.kept = kept.data_ptr(), a.feedback = feedback.data_ptr();
-  a.dy = dy.const_data_ptr(), a.d_final_state = dS.const_data_ptr();
-  a.d_final_last = d_last.const_data_ptr();
-  const Tensor dx = at::empty({lanes.N, lanes.H, lanes.T, 3 * d + 1}, dy.options());
-  const Tensor d_state = like(dS), d_first = like(d_last);
-  a.dx = dx.data_ptr(), a.d_state = d_state.data_ptr(), a.d_last = d_first.data_ptr();
-  lanes.run(28.0 * double(d * d), [&](Index first, Index end) {
-    kernels().recurrent_backward[lanes.fp64](a, first, end);
-  });
-  return {dx, d_state, d_first};
-}
-
-Three self_referential_fwd(const Tensor& x_, const Tensor& W_, const Optional& mask_) {
-  const Tensor x = x_.contiguous(), W = W_.contiguous(), mask = contiguous_mask(mask_);
-  const Lanes lanes(x);
-  const Index d = x.size(3);
-  fwm::SelfReferential a;
-  lanes.describe(a, d, mask);
-  a.x = x.const_data_ptr(), a.weights = W.const_data_ptr();
-  const Tensor y = like(x), final_weights = like(W), kept = lanes.kept(x, 5 * d + 8);
-  a.y = y.data_ptr(), a.final_weights = final_weights.data_ptr(), a.kept = kept.data_ptr();
-  lanes.run(18.0 * double(d * d), [&](Index first, Index end) {
-    kernels().self_referential_forward[lanes.fp64](a, first, end);
-  });
-  return {y, final_weights, kept};
-}
-std::tuple<Tensor, Tensor> self_referential_bwd(const Tensor& dy_, const Tensor& dW_, const Tensor& x_,
-                                                const Optional& mask_, const Tensor& W_,
-                                                const Tensor& kept) {
-  const Tensor dy = dy_.contiguous(), dW = dW_.contiguous(), x = x_.contiguous(), W = W_.contiguous();
-  const Tensor mask = contiguous_mask(mask_);
-  const Lanes lanes(dy);
-  const Index d = x.size(3);
-  fwm::SelfReferential a;
-  lanes.describe(a, d, mask);
-  a.x = x.const_data_ptr(), a.final_weights = W.data_ptr(), a.kept = kept.data_ptr();
-  a.dy = dy.const_data_ptr(), a.d_final_weights = dW.const_data_ptr();
-  const Tensor dx = like(x), d_weights = like(W);
-  a.dx = dx.data_ptr(), a.d_weights = d_weights.data_ptr();
-  lanes.run(48.0 * double(d * d), [&](Index first, Index end) {
-    kernels().self_referential_backward[lanes.fp64](a, first, end);
-  });
-  return {dx, d_weights};
-}
-
 std::string cpu_isa() { return kernels().isa; }
 
 std::string cuda_archs() {
@@ -320,16 +232,13 @@ std::string cuda_archs() {
 void register_kernels() {
   static torch::Library cpu(torch::Library::IMPL, "fwm", c10::DispatchKey::CPU, __FILE__, __LINE__);
   fwm::Ops<CPU>::add_to(cpu);
+  fwm::add_recurrent_ops<CPU>(cpu);
   cpu.impl("feature_map", &feature_map);
   cpu.impl("feature_map_bwd", &feature_map_bwd);
   cpu.impl("favor_exp", &favor_exp);
   cpu.impl("favor_exp_bwd", &favor_exp_bwd);
   cpu.impl("rescaled_fwd", &rescaled_fwd);
   cpu.impl("rescaled_bwd", &rescaled_bwd);
-  cpu.impl("recurrent_delta_fwd", &recurrent_delta_fwd);
-  cpu.impl("recurrent_delta_bwd", &recurrent_delta_bwd);
-  cpu.impl("self_referential_fwd", &self_referential_fwd);
-  cpu.impl("self_referential_bwd", &self_referential_bwd);
 #if defined(FWM_WITH_CUDA)
   static torch::Library cuda(torch::Library::IMPL, "fwm", c10::DispatchKey::CUDA, __FILE__, __LINE__);
   fwm::register_cuda_ops(cuda);

@@ -32,6 +32,13 @@ inline at::ScalarType arithmetic(at::ScalarType type) {
   return type == at::kDouble ? at::kDouble : at::kFloat;
 }
 
+inline bool is_fp64(const Tensor& x, const char* takes) {
+  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble, takes,
+                   " float32 and float64, found ", x.scalar_type());
+  return x.scalar_type() == at::kDouble;
+}
+inline Tensor like(const Tensor& x) { return at::empty(x.sizes(), x.options()); }
+
 inline Features features_of(const std::string& map, Index nu, bool sum_norm, Index d) {
   Features f;
   f.nu = nu;

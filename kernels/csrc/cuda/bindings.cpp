@@ -5,6 +5,7 @@
 #include <cstdlib>
 
 #include "../ops.h"
+#include "../recurrent_ops.h"
 #include "launch.h"
 
 #if defined(FWM_EMULATED)
@@ -45,9 +46,12 @@ class Launching {
 };
 #endif
 
-void check(const Features& f, bool fp64) {
+void check_fp32(bool fp64) {
   TORCH_CHECK_TYPE(!fp64, "the CUDA kernels compute in float32, found float64: use impl='chunked', "
                    "or float32 tensors");
+}
+void check_features(const Features& f, bool fp64) {
+  check_fp32(fp64);
   TORCH_CHECK_VALUE(f.K >= 1 && f.K <= gpu::kMaxFeatures, "the CUDA kernels take 1 to ",
                     gpu::kMaxFeatures, " key features, found K = ", f.K,
                     ": use impl='chunked', a smaller nu or smaller heads");
@@ -82,7 +86,7 @@ struct CUDA {
 
   static void forward(Sequence& s) {
     Causal& a = s.a;
-    check(a.features, s.fp64);
+    check_features(a.features, s.fp64);
     const Launching on(s.q);
     Tensor denominator, kappa;
     if (s.norm() && !a.denominator) a.denominator = (denominator = scalars(s)).data_ptr();
@@ -94,7 +98,7 @@ struct CUDA {
   }
 
   static void backward(Sequence& s) {
-    check(s.a.features, s.fp64);
+    check_features(s.a.features, s.fp64);
     TORCH_CHECK_VALUE(s.a.V > 0, "the CUDA kernels have no gradients without value features (V = 0)");
     const Launching on(s.q);
     const gpu::Form form = choose(s, on);
@@ -104,7 +108,7 @@ struct CUDA {
   }
 
   static void step(const Step& a, bool fp64, const Tensor& q) {
-    check(a.features, fp64);
+    check_features(a.features, fp64);
     if (a.N * a.H * a.V == 0) return;
     const Launching on(q);
     const Tensor divisors = at::empty({2 * a.N * a.H}, q.options().dtype(at::kFloat));
@@ -112,13 +116,43 @@ struct CUDA {
     on.check();
   }
 
+  // A sequence per block.
+  static Index sequences_together(bool) { return 1; }
+  template <class Problem>
+  static void forward(const Problem& a, bool fp64, const Tensor& x) {
+    if (!takes(a, fp64)) return;
+    const Launching on(x);
+    gpu::forward(a, on.shared_limit(), on.stream());
+    on.check();
+  }
+  template <class Problem>
+  static void backward(const Problem& a, bool fp64, const Tensor& x) {
+    if (!takes(a, fp64)) return;
+    const Launching on(x);
+    const Index room = gpu::backward_workspace(a, on.shared_limit());
+    const Tensor workspace = at::empty({room}, x.options());
+    gpu::backward(a, on.shared_limit(), workspace.data_ptr<float>(), on.stream());
+    on.check();
+  }
+
  private:
+  // Whether there is anything to do.
+  template <class Problem>
+  static bool takes(const Problem& a, bool fp64) {
+    check_fp32(fp64);
+    TORCH_CHECK_VALUE(a.d <= gpu::kMaxFeatures, "the CUDA kernels take heads of up to ", gpu::kMaxFeatures,
+                      " numbers, found ", a.d, ": use impl='reference', or smaller heads");
+    return a.N * a.H * a.d > 0;
+  }
   static Tensor scalars(const Sequence& s) { return s.empty({s.a.N, s.a.H, s.a.T}); }
 };
 
 }  // namespace
 
 // Registered by whoever loads this, as in ../bindings.cpp.
-void register_cuda_ops(torch::Library& library) { Ops<CUDA>::add_to(library); }
+void register_cuda_ops(torch::Library& library) {
+  Ops<CUDA>::add_to(library);
+  add_recurrent_ops<CUDA>(library);
+}
 
 }  // namespace fwm

@@ -2,15 +2,10 @@
 #pragma once
 
 #include "tile.cuh"
+#include "warp.cuh"
 
 namespace fwm {
 namespace gpu {
-
-__device__ __forceinline__ float warp_sum(float x) {
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) x += __shfl_xor_sync(0xffffffffu, x, lanes);
-  return x;
-}
 
 __host__ __device__ inline bool is_mapped(const Features& f) {
   return f.map != FeatureMap::none || f.sum_norm;

@@ -34,6 +34,15 @@ void backward(const Causal& a, const Form& form, float* workspace, void* stream)
 // from other places than they are written to.
 void step(const Step& a, float* divisors, void* stream);
 
+// Updates that depend on what they read: any sizes, fp32; the launchers fit themselves to the shared memory
+// that a block can have.
+void forward(const Recurrent& a, std::size_t shared_limit, void* stream);
+Index backward_workspace(const Recurrent& a, std::size_t shared_limit);
+void backward(const Recurrent& a, std::size_t shared_limit, float* workspace, void* stream);
+void forward(const SelfReferential& a, std::size_t shared_limit, void* stream);
+Index backward_workspace(const SelfReferential& a, std::size_t shared_limit);
+void backward(const SelfReferential& a, std::size_t shared_limit, float* workspace, void* stream);
+
 // The compute capabilities that the kernels are compiled for: "8.0 9.0+PTX".
 const char* archs();
 
