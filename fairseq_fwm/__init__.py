@@ -1,18 +1,19 @@
 """Fast weight programmers for fairseq and PyTorch.
 
-``import fairseq_fwm`` works with torch alone and offers :mod:`fairseq_fwm.ops`,
-:mod:`fairseq_fwm.feature_maps` and :mod:`fairseq_fwm.mixers`. Where fairseq is installed it also
-registers the models with fairseq, which is all that ``--user-dir`` needs.
+``import fairseq_fwm`` works with torch alone and offers :mod:`fairseq_fwm.nn`,
+:mod:`fairseq_fwm.ops`, :mod:`fairseq_fwm.feature_maps` and :mod:`fairseq_fwm.mixers`. Where
+fairseq is installed it also registers the models with fairseq, which is all that ``--user-dir``
+needs.
 """
 
 import logging
 
-from fairseq_fwm import feature_maps, mixers, ops
+from fairseq_fwm import feature_maps, mixers, nn, ops
 from fairseq_fwm._safe_globals import allow_broadcasts, allow_checkpoint_contents
 from fairseq_fwm.kernels_status import kernels_status
 
 __version__ = "0.1.0"
-__all__ = ["feature_maps", "kernels_status", "mixers", "ops"]
+__all__ = ["feature_maps", "kernels_status", "mixers", "nn", "ops"]
 
 allow_checkpoint_contents()
 

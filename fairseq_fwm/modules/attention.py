@@ -14,7 +14,7 @@ ROWS = "rows"
 """Key beside the state's fields: the order that the beam has asked for since the last step."""
 
 
-class FastWeightAttention(FairseqAttention):
+class MixerAttention(FairseqAttention):
     """What self- and cross-attention share.
 
     The incremental state holds the fast weights.
@@ -55,13 +55,13 @@ class FastWeightAttention(FairseqAttention):
         self._set_input_buffer(incremental_state, buffer)
 
 
-class FastWeightSelfAttention(FastWeightAttention):
+class FastWeightSelfAttention(MixerAttention):
     """Self-attention through a mixer; one fused projection, laid out per head.
 
     Args:
         causal: decoder self-attention (True) or encoder self-attention (False).
         embed_dim, num_heads, mixer, q_noise, qn_block_size, bias: see
-            :class:`FastWeightAttention`.
+            :class:`MixerAttention`.
     """
 
     def __init__(self, *args, causal: bool, **kwargs) -> None:
@@ -167,13 +167,13 @@ class FastWeightSelfAttention(FastWeightAttention):
             )
 
 
-class FastWeightCrossAttention(KeepsSource, FastWeightAttention):
+class FastWeightCrossAttention(KeepsSource, MixerAttention):
     """Cross-attention: the source is written once, then every target position reads it in O(1).
 
     Args:
         kv_dim: size of the encoder's vectors.
         embed_dim, num_heads, mixer, q_noise, qn_block_size, bias: see
-            :class:`FastWeightAttention`.
+            :class:`MixerAttention`.
     """
 
     def __init__(self, *args, kv_dim: int, **kwargs) -> None:

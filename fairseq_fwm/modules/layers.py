@@ -13,9 +13,9 @@ from torch import nn
 
 from fairseq_fwm.mixers import SITES, FastWeightConfig, build_mixer
 from fairseq_fwm.modules.attention import (
-    FastWeightAttention,
     FastWeightCrossAttention,
     FastWeightSelfAttention,
+    MixerAttention,
 )
 from fairseq_fwm.modules.shared_source import SharedSourceAttention
 
@@ -78,7 +78,7 @@ def _shape(cfg: Any, site: str) -> tuple[int, int]:
     return side.attention_heads, side.embed_dim
 
 
-def build_attention(cfg: Any, site: str) -> FastWeightAttention | None:
+def build_attention(cfg: Any, site: str) -> MixerAttention | None:
     """Build the fast weight attention of a site, or return ``None`` where softmax stands.
 
     Raises:

@@ -38,6 +38,11 @@ def dpfp(x: Tensor, nu: int = 1) -> Tensor:
 
     Raises:
         ValueError: if nu is out of range.
+
+    >>> dpfp(torch.randn(4, 3, 16, 16)).shape
+    torch.Size([4, 3, 16, 32])
+    >>> dpfp(torch.randn(4, 3, 16, 16), nu=2).shape
+    torch.Size([4, 3, 16, 64])
     """
     return feature_map(x, FeatureSpec("dpfp", nu))
 
