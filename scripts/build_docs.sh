@@ -37,8 +37,14 @@ done
 
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-use_python mkdocs material mkdocstrings mkdocstrings_handlers.python
+use_python mkdocs material mkdocstrings mkdocstrings_handlers
+export NO_MKDOCS_2_WARNING=1 # the theme's note about its successor
 
-[[ ${command[0]} == serve ]] || command+=(--site-dir "$(realpath -m "${out:-$root/runs/site}")")
+if [[ ${command[0]} == serve ]]; then
+  command+=(--watch "$root/README.md" --watch "$root/fairseq_fwm")
+else
+  out=$(realpath -m "${out:-$root/runs/site}")
+  command+=(--site-dir "$out")
+fi
 python -m mkdocs "${command[@]}" --config-file "$root/configs/mkdocs.yml" "${arguments[@]}"
-[[ ${command[0]} == serve ]] || say "done: ${out:-runs/site}/index.html"
+[[ -z $out ]] || say "done: $out/index.html"

@@ -2,7 +2,7 @@
 """Draw the pictures of docs/concepts.md: what a memory of fast weights does, computed here.
 
 python scripts/draw_concepts.py                  # all of them, as SVG, into docs/concepts/
-python scripts/draw_concepts.py capacity --format png --out runs/pictures
+python scripts/draw_concepts.py --only capacity --format png --out runs/pictures
 """
 
 import argparse
@@ -288,14 +288,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", choices=[*PICTURES, []], help="default: all")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=PICTURES,
+        default=PICTURES,
+        metavar="NAME",
+        help=f"some of {', '.join(PICTURES)}",
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "concepts")
     parser.add_argument("--format", choices=("svg", "png"), default="svg")
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
     torch.set_grad_enabled(False)
     logging.disable()  # fairseq has every library log its fonts and colours
-    for name in given.names or PICTURES:
+    for name in given.only:
         with plt.rc_context(STYLE):
             figure = PICTURES[name]()
             path = given.out / f"{name}.{given.format}"

@@ -234,6 +234,18 @@ def test_a_broken_link_is_found(tmp_path):
     assert broken_links(tmp_path / "a.md") == ["b.md", "a.png", "a.md#no"]
 
 
+def test_pictures_are_those_of_the_script(tmp_path, run):
+    pytest.importorskip("matplotlib")
+    files = {path.name for path in (ROOT / "docs/concepts").glob("*.svg")}
+    shown = set(re.findall(r"\(concepts/(\S+\.svg)\)", (ROOT / "docs/concepts.md").read_text()))
+    assert shown == files
+    done = run("scripts/draw_concepts.py", "--help")
+    assert all(Path(name).stem in done.stdout for name in files)
+    drawing = ["--only", "interference", "--out", tmp_path]
+    run("scripts/draw_concepts.py", *drawing)
+    assert "<svg" in (tmp_path / "interference.svg").read_text()
+
+
 def test_the_site_builds_without_warnings(tmp_path):
     for module in ("mkdocs", "material", "mkdocstrings_handlers"):
         if importlib.util.find_spec(module) is None:
