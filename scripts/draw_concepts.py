@@ -300,10 +300,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--format", choices=("svg", "png"), default="svg")
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
-    torch.set_grad_enabled(False)
-    logging.disable()  # fairseq has every library log its fonts and colours
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # fairseq has it log every font
     for name in given.only:
-        with plt.rc_context(STYLE):
+        with plt.rc_context(STYLE), torch.no_grad():
             figure = PICTURES[name]()
             path = given.out / f"{name}.{given.format}"
             metadata = {"Date": None} if given.format == "svg" else {"Software": None}

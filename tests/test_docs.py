@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 from docstring_rules import problems
 from torch import Tensor
 
@@ -234,16 +235,22 @@ def test_a_broken_link_is_found(tmp_path):
     assert broken_links(tmp_path / "a.md") == ["b.md", "a.png", "a.md#no"]
 
 
-def test_pictures_are_those_of_the_script(tmp_path, run):
+def test_pictures_are_those_of_the_script(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
-    files = {path.name for path in (ROOT / "docs/concepts").glob("*.svg")}
-    shown = set(re.findall(r"\(concepts/(\S+\.svg)\)", (ROOT / "docs/concepts.md").read_text()))
-    assert shown == files
-    done = run("scripts/draw_concepts.py", "--help")
-    assert all(Path(name).stem in done.stdout for name in files)
-    drawing = ["--only", "interference", "--out", tmp_path]
-    run("scripts/draw_concepts.py", *drawing)
-    assert "<svg" in (tmp_path / "interference.svg").read_text()
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import draw_concepts
+
+    files = {path.name for path in (ROOT / "docs/concepts").iterdir()}
+    shown = set(re.findall(r"\(concepts/(\S+)\)", (ROOT / "docs/concepts.md").read_text()))
+    assert shown == files == {f"{name}.svg" for name in draw_concepts.PICTURES}
+    # what concepts.md says of two keys at an angle
+    angles = torch.linspace(0, 1.5, 7)
+    added, replaced = (draw_concepts.two_keys(angles, rule) for rule in ("sum", "delta"))
+    torch.testing.assert_close(added[:, 0, 1], angles.cos())
+    torch.testing.assert_close(replaced[:, 0, 0], angles.sin().square())
+    torch.testing.assert_close(replaced[:, 1], torch.tensor([0.0, 1.0]).expand(7, 2))
+    draw_concepts.main(["--only", "writing", "--out", str(tmp_path)])
+    assert "<svg" in (tmp_path / "writing.svg").read_text()
 
 
 def test_the_site_builds_without_warnings(tmp_path):
