@@ -43,16 +43,13 @@ def naive(rule):
 @pytest.fixture(scope="module")
 def qwen():
     """The module of transformers that has the references."""
-    pytest.importorskip("transformers", reason="transformers is not installed")
+    if importlib.util.find_spec("transformers") is None:
+        pytest.skip("transformers is not installed")
     # fairseq brings torchaudio, of a CUDA build where torch is one for the CPU: importing it fails
     # there, and transformers tries wherever it finds it.
-    hidden = {"torchaudio": sys.modules.get("torchaudio")}
-    sys.modules["torchaudio"] = None
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "torchaudio", None)
         return importlib.import_module("transformers.models.qwen3_next.modeling_qwen3_next")
-    finally:
-        del sys.modules["torchaudio"]
-        sys.modules.update({name: module for name, module in hidden.items() if module})
 
 
 def swap(x):
