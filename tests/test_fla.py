@@ -15,6 +15,7 @@ from fairseq_fwm.mixers import FastWeightConfig, FastWeightMixer
 from fairseq_fwm.ops import FeatureSpec, dispatch, fla
 
 SIZES = (2, 3, 5, 4, 6)  # N, H, T, d, V
+NORMS = [("sum", "none"), ("sum", "output"), *(("delta", x) for x in ("none", "output", "full"))]
 
 
 def of_reference(rule, q, k, v, *beta, scale, initial_state, output_final_state):
@@ -65,10 +66,7 @@ def any_dtype(monkeypatch):
 
 
 @pytest.mark.parametrize("spec", FEATURES, ids=str)
-@pytest.mark.parametrize(
-    "rule, attn_norm",
-    [("sum", "none"), ("sum", "output"), ("delta", "none"), ("delta", "output"), ("delta", "full")],
-)
+@pytest.mark.parametrize("rule, attn_norm", NORMS)
 @pytest.mark.parametrize("state", [False, True], ids=["empty", "state"])
 def test_agrees_with_the_reference(installed, any_dtype, rule, attn_norm, spec, state):
     problem = Problem(rule, *SIZES, spec, attn_norm, state=state, mask=state)

@@ -1,7 +1,7 @@
 """Our ops beside the pure-PyTorch references of other libraries: the same mathematics.
 
-``flash-linear-attention``: its package ``fla.ops`` imports Triton, so the files ``naive.py`` of its
-delta rule and linear attention, which are plain PyTorch, are loaded alone by their path.
+``flash-linear-attention``: its package ``fla.ops`` imports Triton, so the files ``naive.py`` of
+its delta rule and linear attention, which are plain PyTorch, are loaded alone by their path.
 ``transformers``: the functions behind Qwen3-Next's layers, with a decay of one; if the package
 has wrapped them to prefer a kernel, what was wrapped is taken. Both compute in fp32.
 
@@ -32,7 +32,7 @@ def naive(rule):
     spec = importlib.util.find_spec("fla")
     if spec is None:
         pytest.skip("flash-linear-attention is not installed")
-    files = [Path(folder) / "ops" / rule / "naive.py" for folder in spec.submodule_search_locations]
+    files = (Path(x) / "ops" / rule / "naive.py" for x in spec.submodule_search_locations)
     path = next(path for path in files if path.is_file())
     spec = importlib.util.spec_from_file_location(f"fla_{rule}_naive", path)
     module = importlib.util.module_from_spec(spec)
@@ -151,7 +151,8 @@ def test_normalised_linear_attention_of_flash_linear_attention(sizes):
     found, wanted = (
         outputs_and_gradients(function, [*tensors, *state], weights) for function in (ours, theirs)
     )
-    for name, x, y in zip(["y", "S", "z", "dq", "dk", "dv", "dS", "dz"], found, wanted, strict=True):
+    names = ["y", "S", "z", "dq", "dk", "dv", "dS", "dz"]
+    for name, x, y in zip(names, found, wanted, strict=True):
         assert_close(name, x, y, 3e-5)
 
 

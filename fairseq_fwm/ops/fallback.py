@@ -9,9 +9,8 @@ from fairseq_fwm.ops.chunked import causal_delta_chunked, causal_sum_chunked
 from fairseq_fwm.ops.features import FeatureSpec
 from fairseq_fwm.ops.normalization import attention_normalize
 
-
 Update = Callable[..., tuple[Tensor, Tensor | None]]
-"""(q, k, v, beta or None, state, output_final_state) -> (y, S_T), all in the accumulation dtype."""
+"""(q, k, v, beta or None, state, output_final_state) -> (y, S_T), in the accumulation dtype."""
 
 
 def chunked(q: Tensor, k: Tensor, v: Tensor, beta: Tensor | None, *options):
