@@ -31,7 +31,9 @@ class MemoryTrace(NamedTuple):
         beta: write strengths ``(H, T)``; ``None`` of a rule without.
         norm: ``(H, T)``, |S_t|, the Frobenius norm after each write.
         rank: ``(H, T)``, effective rank of S_t, see :func:`effective_rank`.
-        retrieved: ``(H, T)``, |vbar_t|: what lay at the key before it was written.
+        retrieved: ``(H, T)``, |vbar_t|: what lay at the key before it was written. The sum rule does
+            not look at it; with attention normalisation it is divided by z.k there, as a reading
+            would be.
         change: ``(H, T)``, |beta_t (v_t - vbar_t)|, or |v_t| of the sum rule: by how much the write
             changed that.
         erased: ``(H, T, T)``; ``[:, j, i]`` is the share of token i's write that write j erased;
@@ -77,8 +79,8 @@ def trace_memory(
         k: keys ``(H, T, K)``, after the feature map.
         v: values ``(H, T, V)``.
         beta: write strengths ``(H, T)`` of the delta rule; ``None`` is the sum rule.
-        attn_norm: ``full`` divides what is retrieved by z.k; ``none`` and ``output`` are the same
-            here.
+        attn_norm: ``full`` divides what is retrieved by z.k, and so does ``output`` for the sum
+            rule.
     """
     k, v = k.double(), v.double()
     heads, length, keys = k.shape
@@ -87,9 +89,10 @@ def trace_memory(
     a = k.new_zeros(heads, keys, length)  # a[:, :, t]: where v_t lies
     first = strength * k.square().sum(-1)  # weight of v_t when it was just written
     share, steps = k.new_ones(heads, length), []
+    divides = attn_norm == ("output" if beta is None else "full")
     for t in range(length):
         k_t, beta_t = k[:, t], strength[:, t, None]
-        kappa = _kappa(z, k_t) if attn_norm == "full" else 1.0
+        kappa = _kappa(z, k_t) if divides else 1.0
         retrieved = torch.einsum("hk,hkv->hv", k_t, S) / kappa
         u = v[:, t] if beta is None else beta_t * (v[:, t] - retrieved)
         S = S + k_t.unsqueeze(-1) * u.unsqueeze(-2)

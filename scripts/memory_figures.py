@@ -11,6 +11,11 @@ from fairseq_fwm.inspection import MemoryTrace
 
 LABELS = 64  # more tokens than that are not all named on an axis
 UNIT = 0.19  # inches for a token
+BAR = 1.1  # inches for what explains the colours
+ERASURE = (
+    "share of the column's write\nthat the row's write erases",
+    "share of it left\nafter the last token",
+)
 
 
 class Memory(NamedTuple):
@@ -37,9 +42,9 @@ class Memory(NamedTuple):
 
 def pyplot() -> Any:
     """Return matplotlib's interface, for files alone."""
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # fairseq sets the root's to debug
     import matplotlib
 
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # fairseq sets the root's to debug
     matplotlib.use("Agg")  # no display needed
     from matplotlib import pyplot as interface
 
@@ -47,9 +52,7 @@ def pyplot() -> Any:
 
 
 def readable(token: str) -> str:
-    """Return a token as an axis can show it: line ends, spaces and runs of them as signs."""
-    if token == "</s>":
-        return "⏎"
+    """Return a token as an axis can show it: spaces, and runs of them, as signs."""
     token = re.sub("(▁{3,})", lambda run: f"␣×{len(run[0])}", token).replace("▁", "␣")
     return token.replace("$", r"\$")  # which would begin a formula
 
@@ -62,13 +65,14 @@ def name_tokens(axis: Any, tokens: Sequence[str], **style: Any) -> None:
     axis.set_tick_params(length=1.5)
 
 
-def heat(figure: Any, axes: Any, values: Any, title: str, **style: Any) -> None:
-    """Draw heads x tokens."""
+def heat(figure: Any, axes: Any, values: Any, title: str, **style: Any) -> Any:
+    """Draw heads x tokens; return the axes of the bar that explains the colours."""
     image = axes.imshow(values, aspect="auto", interpolation="nearest", **style)
     axes.set_yticks(range(len(values)), [f"head {i}" for i in range(len(values))], fontsize=8)
     bar = figure.colorbar(image, ax=axes, pad=0.01, aspect=8)
     bar.ax.tick_params(labelsize=7)
     axes.set_title(title, fontsize=9, loc="left")
+    return bar.ax
 
 
 def lines(axes: Any, values: Any, title: str, limit: float | None = None) -> None:
@@ -99,7 +103,7 @@ def draw_history(memory: Memory, path: Path) -> None:
     room = min(memory.keys, memory.values)
     row = 0.5 + 0.2 * heads
     heights = [*([row] * (trace.beta is not None)), 1.6, 1.6, row]
-    width = max(6.0, 2.2 + UNIT * len(memory.tokens))
+    width = max(7.5, 2.6 + UNIT * len(memory.tokens))
     figure, panels = pyplot().subplots(
         len(heights), sharex=True, height_ratios=heights, layout="constrained",
         figsize=(width, sum(heights) + 1.9),
@@ -114,12 +118,13 @@ def draw_history(memory: Memory, path: Path) -> None:
     near = float(trace.rank.max()) > 0.6 * room
     lines(rest[1], trace.rank, f"{title} (room for {room})", room if near else None)
     if memory.rule == "sum":
-        title = "What a write adds, against what lies at its key already: |v| / |S·k|"
+        title = "What a write adds, against what lay at its key: |v| / |v̄|"
     else:
         title = "What a write changes, against what lay at its key: |β(v − v̄)| / |v̄|"
     ratio = (trace.change / trace.retrieved.clamp(min=1e-9)).clamp(0.1, 10)
-    title += "   (blue: a touch-up, white: as large, red: mostly new)"
-    heat(figure, rest[2], ratio, title, norm=LogNorm(0.1, 10), cmap="RdBu_r")
+    heat(figure, rest[2], ratio, title, norm=LogNorm(0.1, 10), cmap="RdBu_r").set_yticks(
+        [0.1, 1, 10], ["0.1 touched up", "1 as large", "10 new"]
+    )
     name_tokens(rest[2].xaxis, memory.tokens, rotation=90)
     rest[2].set_xlim(-0.5, len(memory.tokens) - 0.5)
     figure.suptitle(f"{memory.name}: {memory.rule} rule", fontsize=11)
@@ -129,36 +134,23 @@ def draw_history(memory: Memory, path: Path) -> None:
 def draw_erasure(memory: Memory, path: Path) -> None:
     """Draw, for each head, which earlier tokens' writes a write erases, and what is left."""
     length, heads = len(memory.tokens), len(memory.trace.left)
-    columns = 1 if heads == 1 else 2 if length > 24 or heads <= 4 else 4
+    columns = min(heads, 2 if length > 24 else 4)
     rows = math.ceil(heads / columns)
     side = max(2.6, 0.115 * min(length, LABELS) + 0.8)
-    figure = pyplot().figure(
-        figsize=(columns * side + 1.1, rows * (side + 0.5) + 0.8), layout="constrained"
-    )
-    grid = figure.add_gridspec(2 * rows, columns, height_ratios=[1, 0.05] * rows)
+    height = rows * (side + 0.5) + 0.8
+    figure = pyplot().figure(figsize=(columns * side + BAR, height), layout="constrained")
+    maps, bars = figure.subfigures(1, 2, width_ratios=[columns * side, BAR])
+    grid = maps.add_gridspec(2 * rows, columns, height_ratios=[1, 0.05] * rows)
     for head in range(heads):
         row, column = divmod(head, columns)
-        places = (figure.add_subplot(grid[2 * row + i, column]) for i in (0, 1))
+        places = (maps.add_subplot(grid[2 * row + i, column]) for i in (0, 1))
         images = draw_head(*places, memory, head)
-    names = (
-        "share of the column's write that\nthe row's write erases",
-        "share of it left after the last token",
-    )
-    for image, name, part in zip(images, names, (0.9, 0.1), strict=True):
-        bar = figure.colorbar(
-            image, ax=figure.axes[: 2 * heads], shrink=0.4, pad=0.01, aspect=25, anchor=(0, part)
-        )
-        bar.set_label(name, fontsize=8)
-        bar.ax.tick_params(labelsize=7)
-    figure.suptitle(
-        f"{memory.name}: what each write (row) erases of the earlier ones (columns)\n", fontsize=11
-    )
-    figure.text(
-        0.5, 0.995 - 0.28 / figure.get_figheight(),
-        "a dark square: this token overwrites that one · a dark diagonal: tokens are forgotten one "
-        "after the other · the strip below: what is left of each at the end",
-        fontsize=8, color="0.35", ha="center", va="top",
-    )  # fmt: skip
+    for image, axes, text in zip(images, bars.subplots(2), ERASURE, strict=True):
+        axes.set_box_aspect(12)
+        figure.colorbar(image, cax=axes).set_label(text, fontsize=8)
+        axes.tick_params(labelsize=7)
+    title = f"{memory.name}: what each write (row) erases of earlier ones (columns)"
+    maps.suptitle(title if columns * side > 6 else title.replace(": ", "\n"), fontsize=10)
     save(figure, path)
 
 
@@ -174,11 +166,11 @@ def draw_head(axes: Any, strip: Any, memory: Memory, head: int) -> tuple[Any, An
     image = axes.imshow(erased, aspect="auto", norm=PowerNorm(0.5, 0, 1), cmap="Reds")
     axes.set_title(f"head {head}", fontsize=9)
     axes.set_xticks([])
-    name_tokens(axes.yaxis, memory.tokens, fontsize=5.5)
+    name_tokens(axes.yaxis, memory.tokens, fontsize=6)
     left = strip.imshow(
         trace.left[head].clamp(0, 1)[None], aspect="auto", vmin=0, vmax=1, cmap="Greys"
     )
-    name_tokens(strip.xaxis, memory.tokens, fontsize=5.5, rotation=90)
+    name_tokens(strip.xaxis, memory.tokens, fontsize=6, rotation=90)
     strip.set_yticks([0], ["left"], fontsize=6)
     return image, left
 

@@ -9,7 +9,7 @@ from fairseq_fwm.mixers import FastWeightConfig, build_mixer
 from fairseq_fwm.mixers.fast_weight import FastWeightMixer
 
 H, T, K, V = 2, 7, 4, 3
-RULES = [("sum", "none"), ("delta", "none"), ("delta", "full")]
+RULES = [("sum", "none"), ("sum", "output"), ("delta", "none"), ("delta", "full")]
 
 
 def problem(rule):
@@ -18,11 +18,12 @@ def problem(rule):
     return k / k.sum(-1, keepdim=True), v, *([torch.rand(1, H, T).double()] * (rule == "delta"))
 
 
-def reference(rule, q, tensors, attn_norm, length):
-    """The op's own outputs and weights of the first ``length`` positions, of those queries."""
+def reference(rule, tensors, attn_norm, length):
+    """The memory of the op after the first ``length`` positions."""
     op = {"sum": ops.causal_sum_reference, "delta": ops.causal_delta_reference}[rule]
-    y, state = op(q[:, :, :length], *(x[:, :, :length] for x in tensors), attn_norm=attn_norm)
-    return y[0], (state[0] if isinstance(state, tuple) else state)[0]
+    k, *rest = (x[:, :, :length] for x in tensors)
+    _, state = op(k, k, *rest, attn_norm=attn_norm)
+    return (state[0] if isinstance(state, tuple) else state)[0]
 
 
 def traced(tensors, attn_norm):
@@ -36,14 +37,14 @@ def test_norm_rank_and_change_are_those_of_the_reference(rule, attn_norm):
     found = traced(tensors, attn_norm)
     before, z = torch.zeros(H, K, V, dtype=torch.float64), torch.zeros(H, K).double()
     for t in range(T):
-        _, S = reference(rule, tensors[0], tensors, attn_norm, t + 1)
+        S = reference(rule, tensors, attn_norm, t + 1)
         torch.testing.assert_close(found.norm[:, t], S.flatten(1).norm(dim=1))
         torch.testing.assert_close(found.rank[:, t], effective_rank(S))
         wrote = k[:, t].unsqueeze(-1)
         change = (S - before).flatten(1).norm(dim=1) / wrote.flatten(1).norm(dim=1)
         torch.testing.assert_close(found.change[:, t], change)
         old = (before * wrote).sum(1)
-        if attn_norm == "full" and t:
+        if attn_norm != "none" and t:
             old = old / ((z * k[:, t]).sum(-1, keepdim=True) + 1e-5)
         torch.testing.assert_close(found.retrieved[:, t], old.norm(dim=-1))
         before, z = S, z + k[:, t]
@@ -54,16 +55,14 @@ def test_shares_are_what_the_reference_reads_of_each_token(rule):
     """With token i's value the i-th unit vector, an output lists the weights of all values."""
     k, _, *beta = problem(rule)
     units = torch.eye(T, dtype=torch.float64).expand(1, H, T, T)
-    found, share = traced((k, units, *beta), "none"), torch.ones(H, T, dtype=torch.float64)
+    found, share = traced((k, units, *beta), "none"), torch.ones(H, T).double()
+    first = torch.ones(H, T).double()
     for j in range(T):
-        _, S = reference(rule, k, (k, units, *beta), "none", j + 1)
-        weights = torch.einsum("htk,hkt->ht", k[0], S)
-        written = torch.diagonal(weights, 0) if False else weights[:, j]
-        share_before = share.clone()
-        if j == 0:
-            first = torch.zeros(H, T, dtype=torch.float64)
-        first[:, j] = written
-        share[:, : j + 1] = weights[:, : j + 1] / first[:, : j + 1]
-        torch.testing.assert_close(found.erased[:, j], share_before - share)
+        S = reference(rule, (k, units, *beta), "none", j + 1)
+        weights = torch.einsum("htk,hkt->ht", k[0], S)  # of v_i, read with k_i
+        first[:, j], before = weights[:, j], share.clone()
+        share[:, : j + 1] = (weights / first)[:, : j + 1]
+        torch.testing.assert_close(found.erased[:, j], before - share)
     torch.testing.assert_close(found.left, share)
     torch.testing.assert_close(found.left + found.erased.sum(1), torch.ones(H, T).double())
+    assert (found.left < 0.9).any() == (rule == "delta")
