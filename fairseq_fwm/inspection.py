@@ -1,19 +1,19 @@
-"""What a fast weight memory goes through: how strongly it is written, how full it is, what it forgets.
+"""What a fast weight memory goes through: how it is written, how full it is, what it forgets.
 
-Numbers to look at, in fp64 and one step after the other; ``scripts/inspect_memory.py`` draws them.
+Numbers to look at, in fp64, one step after the other; ``scripts/inspect_memory.py`` draws them.
 
 With u_t = beta_t (v_t - vbar_t), or v_t of the sum rule, a memory is S_T = sum_t k_t (x) u_t. In
-other terms it is S_T = sum_t a_t(T) (x) v_t: what token t wrote, a_t(t) = beta_t k_t, and every later
-write of the delta rule takes away what points along its own key,
+other terms it is S_T = sum_t a_t(T) (x) v_t: what token t wrote, a_t(t) = beta_t k_t, and every
+later write of the delta rule takes away what points along its own key,
 
     a_t(j) = a_t(j-1) - beta_j k_j (k_j . a_t(j-1)).
 
-Reading with the key of token t then gives v_t with the weight k_t . a_t(j). That weight, divided by
-what it was when t had just been written, is the *share* of t that is left after write j. What write j
-*erased* of t is by how much it made that share smaller: the erasures of a token and the share left at
-the end add up to one. The sum rule erases nothing. Division by z.q (attention normalisation of the
-output) dilutes what is read of every token alike and is left out of the share; of the kind ``full``,
-what is retrieved is divided by z.k, and so is what is erased.
+Reading with the key of token t then gives v_t with the weight k_t . a_t(j). That weight, divided
+by what it was when t had just been written, is the *share* of t that is left after write j. What
+write j *erased* of t is by how much it made that share smaller: the erasures of a token and the
+share left at the end add up to one. The sum rule erases nothing. Division by z.q (attention
+normalisation of the output) dilutes what is read of every token alike and is left out of the
+share; of the kind ``full``, what is retrieved is divided by z.k, and so is what is erased.
 """
 
 from typing import NamedTuple
@@ -31,15 +31,15 @@ class MemoryTrace(NamedTuple):
         beta: write strengths ``(H, T)``; ``None`` of a rule without.
         norm: ``(H, T)``, |S_t|, the Frobenius norm after each write.
         rank: ``(H, T)``, effective rank of S_t, see :func:`effective_rank`.
-        retrieved: ``(H, T)``, |vbar_t|: what lay at the key before it was written. The sum rule does
-            not look at it; with attention normalisation it is divided by z.k there, as a reading
-            would be.
-        change: ``(H, T)``, |beta_t (v_t - vbar_t)|, or |v_t| of the sum rule: by how much the write
-            changed that.
+        retrieved: ``(H, T)``, |vbar_t|: what lay at the key before it was written. The sum rule
+            does not look at it; with attention normalisation it is divided by z.k there, as a
+            reading would be.
+        change: ``(H, T)``, |beta_t (v_t - vbar_t)|, or |v_t| of the sum rule: by how much the
+            write changed that.
         erased: ``(H, T, T)``; ``[:, j, i]`` is the share of token i's write that write j erased;
             below zero where j strengthened it; zero for i >= j.
-        left: ``(H, T)``, the share of each token's write that is left at the end; one where nothing
-            was written.
+        left: ``(H, T)``, the share of each token's write that is left at the end; one where
+            nothing was written.
     """
 
     beta: Tensor | None

@@ -59,8 +59,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--bpe", choices=BPE_FILES, help="cut words into pieces as fairseq's --bpe does (default: "
         "as the data's record or the training says, else words between spaces)")  # fmt: skip
     add("--bpe-model", type=Path, metavar="FILE", help="its codes or its model")
-    add("--max-tokens", type=int, default=120, metavar="N",
-        help="cut longer texts (default: %(default)s); above 64 not every token is named")  # fmt: skip
+    add("--max-tokens", type=int, default=120, metavar="N", help="cut longer texts (default: "
+        "%(default)s); above 64 not every token is named")  # fmt: skip
     add("--threads", type=int, default=1, help="threads on the CPU (default: 1)")
     return parser
 

@@ -61,13 +61,17 @@ def name_tokens(axis: Any, tokens: Sequence[str], **style: Any) -> None:
     """Write the tokens along an axis, every n-th of many."""
     every = math.ceil(len(tokens) / LABELS)
     places = range(0, len(tokens), every)
-    axis.set_ticks(list(places), [readable(tokens[i]) for i in places], **{"fontsize": 7, "family": "monospace", **style})
+    axis.set_ticks(
+        list(places),
+        [readable(tokens[i]) for i in places],
+        **{"fontsize": 7, "family": "monospace", **style},
+    )
     axis.set_tick_params(length=1.5)
 
 
 def heat(figure: Any, axes: Any, values: Any, title: str, **style: Any) -> Any:
     """Draw heads x tokens; return the axes of the bar that explains the colours."""
-    image = axes.imshow(values, aspect="auto", interpolation="nearest", **style)
+    image = axes.imshow(values.numpy(), aspect="auto", interpolation="nearest", **style)
     axes.set_yticks(range(len(values)), [f"head {i}" for i in range(len(values))], fontsize=8)
     bar = figure.colorbar(image, ax=axes, pad=0.01, aspect=8)
     bar.ax.tick_params(labelsize=7)
@@ -79,10 +83,12 @@ def lines(axes: Any, values: Any, title: str, limit: float | None = None) -> Non
     """Draw a line for each head, named at its end."""
     ends = sorted((float(row[-1]), head) for head, row in enumerate(values))
     for head, row in enumerate(values):
-        axes.plot(row, color=f"C{head % 10}", linewidth=1.5, label=f"head {head}")
+        axes.plot(row.numpy(), color=f"C{head % 10}", linewidth=1.5, label=f"head {head}")
     if limit is not None:
         axes.axhline(limit, color="0.5", linestyle=":", linewidth=1)
-        axes.text(0, limit, f"all it has room for: {limit:g}", fontsize=7, color="0.4", va="bottom")
+        axes.text(
+            0, limit, f"all it has room for: {limit:g}", fontsize=7, color="0.4", va="bottom"
+        )
     axes.legend(
         handles=[axes.lines[head] for _, head in reversed(ends)],
         loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8,
@@ -163,12 +169,12 @@ def draw_head(axes: Any, strip: Any, memory: Memory, head: int) -> tuple[Any, An
     later = torch.ones(length, length, dtype=torch.bool).triu()
     erased = trace.erased[head].clamp(0, 1).masked_fill(later, torch.nan)
     axes.set_facecolor("0.93")  # where nothing was written yet
-    image = axes.imshow(erased, aspect="auto", norm=PowerNorm(0.5, 0, 1), cmap="Reds")
+    image = axes.imshow(erased.numpy(), aspect="auto", norm=PowerNorm(0.5, 0, 1), cmap="Reds")
     axes.set_title(f"head {head}", fontsize=9)
     axes.set_xticks([])
     name_tokens(axes.yaxis, memory.tokens, fontsize=6)
     left = strip.imshow(
-        trace.left[head].clamp(0, 1)[None], aspect="auto", vmin=0, vmax=1, cmap="Greys"
+        trace.left[head].clamp(0, 1)[None].numpy(), aspect="auto", vmin=0, vmax=1, cmap="Greys"
     )
     name_tokens(strip.xaxis, memory.tokens, fontsize=6, rotation=90)
     strip.set_yticks([0], ["left"], fontsize=6)
