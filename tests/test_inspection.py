@@ -50,15 +50,15 @@ def test_norm_rank_and_change_are_those_of_the_reference(rule, attn_norm):
         before, z = S, z + k[:, t]
 
 
-@pytest.mark.parametrize("rule", ["sum", "delta"])
-def test_shares_are_what_the_reference_reads_of_each_token(rule):
+@pytest.mark.parametrize("rule, attn_norm", RULES)
+def test_shares_are_what_the_reference_reads_of_each_token(rule, attn_norm):
     """With token i's value the i-th unit vector, an output lists the weights of all values."""
     k, _, *beta = problem(rule)
     units = torch.eye(T, dtype=torch.float64).expand(1, H, T, T)
-    found, share = traced((k, units, *beta), "none"), torch.ones(H, T).double()
+    found, share = traced((k, units, *beta), attn_norm), torch.ones(H, T).double()
     first = torch.ones(H, T).double()
     for j in range(T):
-        S = reference(rule, (k, units, *beta), "none", j + 1)
+        S = reference(rule, (k, units, *beta), attn_norm, j + 1)
         weights = torch.einsum("htk,hkt->ht", k[0], S)  # of v_i, read with k_i
         first[:, j], before = weights[:, j], share.clone()
         share[:, : j + 1] = (weights / first)[:, : j + 1]
