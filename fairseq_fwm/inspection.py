@@ -103,9 +103,8 @@ def trace_memory(
         weights = torch.einsum("htk,hkt->ht", k, a)
         known = (torch.arange(length, device=k.device) <= t) & (first > 0)
         new_share = torch.where(known, weights / first.where(first > 0, 1.0), 1.0)
-        norm = torch.linalg.matrix_norm(S)
-        steps.append((norm, effective_rank(S), retrieved.norm(dim=-1), u.norm(dim=-1),
-                      share - new_share))  # fmt: skip
+        sizes = (torch.linalg.matrix_norm(S), effective_rank(S), retrieved.norm(dim=-1))
+        steps.append((*sizes, u.norm(dim=-1), share - new_share))
         share = new_share
     norm, rank, retrieved, change, erased = (torch.stack(x, 1) for x in zip(*steps, strict=True))
     return MemoryTrace(

@@ -144,6 +144,25 @@ class Words:
         return numbers
 
 
+def read_texts(
+    model: "nn.Module", words: Words, task: Any, args: argparse.Namespace
+) -> tuple[list[int], list[int]]:
+    """Return the numbers that the decoder and the encoder read; none for one that is not there.
+
+    Raises:
+        InspectionError: if a text is missing or not understood.
+    """
+    target, text = task.target_dictionary, sys.stdin.read() if args.text == "-" else args.text
+    read = [target.eos(), *words.encode(text.rstrip("\n"), target)][: args.max_tokens]
+    if not hasattr(model, "encoder"):
+        return read, []
+    if args.source is None:
+        raise InspectionError("a translation model reads a source, too: --source TEXT")
+    dictionary = task.source_dictionary
+    source = words.encode(args.source, dictionary)[: args.max_tokens - 1]
+    return read, [*source, dictionary.eos()]
+
+
 def run_model(
     model: "nn.Module", words: Words, task: Any, args: argparse.Namespace
 ) -> dict[str, tuple[Any, list[str], "Tensor"]]:
@@ -162,38 +181,27 @@ def run_model(
             f"{args.checkpoint} holds a {type(model).__name__} without fast weights: train one "
             "with --fwm-decoder-self delta or sum"
         )
-    translates = hasattr(model, "encoder")
-    if translates and args.source is None:
-        raise InspectionError("a translation model reads a source, too: --source TEXT")
-    target, text = task.target_dictionary, sys.stdin.read() if args.text == "-" else args.text
-    read = [target.eos(), *words.encode(text.rstrip("\n"), target)][: args.max_tokens]
-    source = []
-    if translates:
-        dictionary = task.source_dictionary
-        source = words.encode(args.source, dictionary)[: args.max_tokens - 1] + [dictionary.eos()]
+    read, source = read_texts(model, words, task, args)
     found: dict[str, Tensor] = {}
     for name, layer in layers.items():
         crosses = isinstance(layer, FastWeightCrossAttention)
         projection = layer.kv_proj if crosses else layer.in_proj
-
-        def keep(module: Any, inputs: Any, output: "Tensor", name: str = name) -> None:
-            found[name] = output
-
-        projection.register_forward_hook(keep)
+        projection.register_forward_hook(
+            lambda module, inputs, output, name=name: found.update({name: output})
+        )
+    encoder = (torch.tensor([source]), torch.tensor([len(source)])) if source else ()
     with torch.no_grad():
-        if translates:
-            lengths = torch.tensor([len(source)])
-            model(torch.tensor([source]), lengths, torch.tensor([read]))
-        else:
-            model(torch.tensor([read]))
-    shown = [target[i] for i in read], [task.source_dictionary[i] for i in source]
+        model(*encoder, torch.tensor([read]))
+    heard = [task.source_dictionary[i] for i in source]
+    said = [task.target_dictionary[i] for i in read]
     return {
-        name: (layers[name], shown[output.shape[0] != len(read) or _reads_source(name)], output)
+        name: (layers[name], heard if reads_source(name) else said, output)
         for name, output in found.items()
     }
 
 
-def _reads_source(name: str) -> bool:
+def reads_source(name: str) -> bool:
+    """Return whether the memory of a layer holds the source and not the target."""
     return name.startswith("encoder.") or name.endswith(".encoder_attn")
 
 

@@ -6,8 +6,8 @@ its delta rule and linear attention, which are plain PyTorch, are loaded alone b
 has wrapped them to prefer a kernel, what was wrapped is taken. Both compute in fp32.
 
 Their conventions: queries are scaled by ``K**-0.5``, which is undone here; time before heads, but
-for the delta rule of ``fla``'s file. ``pip install flash-linear-attention transformers`` brings
-both and leaves torch as it is.
+for the delta rule of ``fla``'s file. ``pip install fla-core transformers`` brings both and leaves
+torch as it is.
 """
 
 import importlib

@@ -81,27 +81,29 @@ def causal(
     keys, dtype = features.out_dim(k.shape[-1]), v.dtype
     double = accumulation_dtype(q, k, v) == torch.float64
     _check(rule, torch.float64 if double else dtype, keys, v.shape[-1], attn_norm)
-    run = function_of(f"causal_{rule}_fwd")
+    return fallback.causal(
+        *(q, k, v, beta[0] if beta else None, state, normalizer),
+        *(write_mask, features, attn_norm, output_final_state),
+        update=_update(function_of(f"causal_{rule}_fwd"), dtype),
+    )
+
+
+def _update(run: Callable, dtype: torch.dtype) -> fallback.Update:
+    """Return what does the recurrence, by a function of the package."""
 
     def update(q, k, v, beta, state, output_final_state):
-        """Run the chunked form of :mod:`fairseq_fwm.ops.chunked`, by their kernel."""
         q, k, v = (x.transpose(1, 2).to(dtype).contiguous() for x in (q, k, v))
         strength = () if beta is None else (beta.transpose(1, 2).contiguous(),)
-        options = {} if strength else {"normalize": False}
         y, final = run(
             *(q, k, v, *strength),
             scale=1.0,
             initial_state=None if state is None else state.contiguous(),
             output_final_state=output_final_state,
-            **options,
+            **({} if strength else {"normalize": False}),
         )
         return y.transpose(1, 2), final
 
-    return fallback.causal(
-        *(q, k, v, beta[0] if beta else None, state, normalizer),
-        *(write_mask, features, attn_norm, output_final_state),
-        update=update,
-    )
+    return update
 
 
 def _check(rule: str, dtype: torch.dtype, keys: int, values: int, attn_norm: str) -> None:
