@@ -19,6 +19,7 @@ read --source and are made to write TEXT.
 """
 
 import argparse
+import importlib.util
 import json
 import re
 import sys
@@ -256,6 +257,8 @@ def inspect(args: argparse.Namespace) -> list[Path]:
     from lm_tokens import quiet_fairseq
     from tqdm import tqdm
 
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InspectionError("matplotlib is not installed: pip install matplotlib")
     quiet_fairseq()
     torch.set_num_threads(args.threads)
     model, cfg, task = load(args)
