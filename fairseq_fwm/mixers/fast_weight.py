@@ -183,6 +183,24 @@ class FastWeightMixer(Mixer):
             y = y / ((z * q).sum(-1, keepdim=True) + ATTN_NORM_EPS)
         return self._scaled(y, projected.dtype)
 
+    @no_autocast
+    def writes(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return what a sequence writes to its memory, for :mod:`fairseq_fwm.inspection`.
+
+        Args:
+            projected: ``(N, H, T, projection_size)``, or k | v for :meth:`write`.
+
+        Returns:
+            phi(k) ``(N, H, T, K)``, normalised as the rule sees it, v ``(N, H, T, d)`` and beta
+            ``(N, H, T)`` or ``None``.
+        """
+        if projected.shape[-1] == 2 * self.head_dim:
+            k, v = split_last(projected, [self.head_dim, self.head_dim])
+            k, beta = self._mapped(k, scale_free=self._divides_keys), None
+        else:
+            _, k, v, beta = self._split(projected)
+        return ops.feature_map(k.to(accumulation_dtype(k)), self.fused), v, beta
+
     @property
     def _divides_keys(self) -> bool:
         return self.sum_norm or self.config.l2_norm
