@@ -37,6 +37,12 @@ sys.exit(bool(missing))
 PYTHON
 }
 
+processes() { # the cores, at most 8: more of them wait for the disk
+  local cores
+  cores=$(nproc 2>/dev/null || echo 1)
+  echo $((cores < 8 ? cores : 8))
+}
+
 # lock_run DIR: make a run's directory and keep other processes away from it.
 lock_run() {
   mkdir -p "$1"

@@ -1,6 +1,7 @@
 """Many small trainings in few processes: each imports fairseq once, not once per training."""
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import sys
@@ -27,6 +28,23 @@ def fairseq_train(command: list[str]) -> None:
         vars(function).pop("best", None)
     sys.argv = ["fairseq-train", *command]
     cli_main()
+
+
+def fairseq_preprocess(flags: list[str]) -> None:
+    """Run fairseq-preprocess in this process; it logs to its file only."""
+    from fairseq import options
+    from fairseq_cli import preprocess
+
+    log = preprocess.logger
+    before = list(log.handlers)
+    log.propagate = False
+    log.setLevel(logging.INFO)
+    try:
+        preprocess.main(options.get_preprocessing_parser().parse_args(flags))
+    finally:
+        for handler in set(log.handlers) - set(before):
+            log.removeHandler(handler)
+            handler.close()
 
 
 def quietly(work: Callable[[], Any], output: Path) -> tuple[Any, str | None]:

@@ -9,7 +9,6 @@ fast reading (language modelling with `--sample-break-mode none` reads one after
 
 import contextlib
 import io
-import logging
 import sys
 import tempfile
 from collections import Counter
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from data_files import DataError  # noqa: E402
+from fairseq_jobs import fairseq_preprocess  # noqa: E402
 from lm_texts import SPLITS  # noqa: E402
 from lm_tokens import MODEL, characters_of, to_token  # noqa: E402
 
@@ -39,22 +39,12 @@ def binarise_words(texts: Path, dest: Path, workers: int) -> None:
             `{train,valid,test}.{bin,idx}`.
         workers: number of processes; the result does not depend on it.
     """
-    from fairseq import options
-    from fairseq_cli import preprocess as fairseq_preprocess
-
     # Words that do not exist would make the vocabulary larger than the published one.
     flags = ["--only-source", "--destdir", str(dest), "--padding-factor", "1"]
     flags += ["--workers", str(workers)]
     for split in SPLITS:
         flags += [f"--{split}pref", str(texts / f"{split}.txt")]
-    log = fairseq_preprocess.logger
-    before = list(log.handlers)
-    log.propagate = False  # to its file only
-    log.setLevel(logging.INFO)
-    fairseq_preprocess.main(options.get_preprocessing_parser().parse_args(flags))
-    for handler in set(log.handlers) - set(before):
-        log.removeHandler(handler)
-        handler.close()
+    fairseq_preprocess(flags)
 
 
 def binarise_characters(texts: Path, dest: Path, unit: str) -> None:

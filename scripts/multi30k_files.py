@@ -8,7 +8,6 @@ tokenisation and 10,000 joint BPE merges make of them. Both are pinned by line c
 import argparse
 import hashlib
 import json
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from data_files import DataError, fetch, find, read_text, write_whole  # noqa: E402
+from mt_text import detokenise, moses  # noqa: E402
 
 
 class Expected(NamedTuple):
@@ -138,14 +138,7 @@ def check_directory(directory: Path, form: str, verify: bool) -> None:
 
 def tokenise(lines: Iterable[str], lang: str) -> Iterator[str]:
     """Lower-case, normalise and tokenise lines as Moses's own scripts do."""
-    from sacremoses import MosesPunctNormalizer, MosesTokenizer
-
-    normalise = MosesPunctNormalizer(lang, perl_parity=True).normalize
-    split = MosesTokenizer(lang).tokenize
-    for line in lines:
-        # The Perl script sees the line end: `."` is treated differently before it.
-        text = split(normalise(f"{line.lower()}\n"), return_str=True)
-        yield re.sub(" +", " ", text)
+    return map(moses(lang, lowercase="before"), lines)
 
 
 def tokenise_directory(source: Path, dest: Path) -> None:
@@ -163,14 +156,6 @@ def tokenise_directory(source: Path, dest: Path) -> None:
 def join_bpe(text: str) -> str:
     """Undo the BPE segmentation, as fairseq's `--remove-bpe` does."""
     return text.replace("@@ ", "")
-
-
-def detokenise(lines: Iterable[str], lang: str) -> list[str]:
-    """Return Moses-tokenised lines as plain text."""
-    from sacremoses import MosesDetokenizer
-
-    detokenizer = MosesDetokenizer(lang)
-    return [detokenizer.detokenize(line.split()) for line in lines]
 
 
 def write_references(bpe: Path, raw: Path, out: Path) -> None:

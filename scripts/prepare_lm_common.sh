@@ -51,12 +51,6 @@ one_of() { # ARGUMENT FLAG...
   return 1
 }
 
-processes() { # the cores, at most 8: more of them wait for the disk
-  local cores
-  cores=$(nproc 2>/dev/null || echo 1)
-  echo $((cores < 8 ? cores : 8))
-}
-
 lm_usage() {
   printf 'Usage: bash scripts/prepare_%s.sh [OPTIONS]\n\n' "${about[name]}"
   printf 'Makes a fairseq data directory of\n%s.\n' "${about[title]}"

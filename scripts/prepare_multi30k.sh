@@ -6,17 +6,22 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 usage() {
   cat <<'TEXT'
-Usage: bash scripts/prepare_multi30k.sh [--from DIR] [--raw DIR] [--out DIR] [--no-verify]
+Usage: bash scripts/prepare_multi30k.sh [--form FORM] [--from DIR] [--raw DIR] [--out DIR]
+                                        [--no-verify] [--bpe-codes N] [--workers N]
 
 Makes a fairseq data directory of Multi30k (task 1, English to German, test 2016).
 
+  --form FORM  moses-bpe (default): lower case, words by Moses's rules, 10,000 joint BPE merges
+               sentencepiece: raw text, joint SentencePiece model of 10,000 pieces; --from names
+               the raw files. The rest is as for scripts/prepare_wmt14_ende.sh
   --from DIR   take the files from DIR instead of downloading them: either the raw files
                ({train,val,test_2016_flickr}.{en,de}) or the lower-cased, tokenised, BPE'd ones
                ({train,valid,test.2016}.{en,de}, bpe_codes), each plain or .gz
   --raw DIR    with a BPE'd --from: also take the raw test_2016_flickr.de from DIR, to score
                detokenised output against the published text
-  --out DIR    where to write (default runs/multi30k/data-bin)
+  --out DIR    where to write (default runs/multi30k/data-bin, or runs/multi30k/data-bin-sp)
   --no-verify  accept files that differ from the published ones
+  --bpe-codes N, --workers N  number of pieces and of processes (sentencepiece)
 
 Writes: DIR/dict.*.txt and *.bin, *.idx (binarised), text/ (BPE'd text and bpe_codes),
 ref/test.tok.de and ref/test.detok.de (references), data.json (what the references are).
@@ -25,9 +30,14 @@ TEXT
 }
 
 url=${MULTI30K_URL:-https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw}
-from='' raw_from='' out=$root/runs/multi30k/data-bin verify=()
+from='' raw_from='' out='' form=moses-bpe verify=() wishes=()
 while (($#)); do
   case $1 in
+    --form | --bpe-codes | --workers)
+      [[ -n ${2:-} ]] || die "$1 needs a value"
+      case $1 in --form) form=$2 ;; *) wishes+=("$1" "$2") ;; esac
+      shift 2
+      ;;
     --from | --raw | --out)
       [[ -n ${2:-} ]] || die "$1 needs a directory"
       case $1 in
@@ -42,6 +52,15 @@ while (($#)); do
     *) usage >&2; die "unknown argument: $1" ;;
   esac
 done
+case $form in
+  moses-bpe) modules=(sacremoses subword_nmt) suffix='' ;;
+  sentencepiece) modules=(sentencepiece) suffix=-sp ;;
+  *) die "--form must be moses-bpe or sentencepiece, not '$form'" ;;
+esac
+[[ $form == sentencepiece || ${#wishes[@]} -eq 0 ]] \
+  || die "${wishes[0]} goes with --form sentencepiece: the merges of moses-bpe are the published ones"
+[[ $form == moses-bpe || -z $raw_from ]] || die "--raw goes with a BPE'd --from"
+out=${out:-$root/runs/multi30k/data-bin$suffix}
 
 files() { python "$root/scripts/multi30k_files.py" "$@"; }
 
@@ -97,13 +116,36 @@ binarise() {
   touch "$out/.binarised"
 }
 
-use_python fairseq sacremoses subword_nmt tqdm
+make_pieces() { # the sentencepiece form: the raw files, checked, as text of one's own
+  if [[ ! -f $out/data.json ]]; then
+    if [[ -z $from ]]; then
+      from=$out/download
+      say "downloading from $url, unless the files are there"
+      files fetch "$url" "$from"
+    fi
+    say "checking the raw files in $from"
+    files take "$from" "$work/text" --form raw "${verify[@]}"
+    local lang
+    for lang in en de; do
+      mv "$work/text/test_2016_flickr.$lang" "$work/text/test.$lang"
+    done
+  fi
+  python "$root/scripts/mt_files.py" --name multi30k --langs en de --form sentencepiece \
+    --licence "for research (captions of Flickr30k's pictures)" --from "$work/text" --out "$out" \
+    --max-length 250 --max-ratio 1000 --bpe-codes 10000 --workers "$(processes)" "${wishes[@]}"
+}
+
+use_python fairseq "${modules[@]}" tqdm
 mkdir -p "$out"
 work=$out/.work
 trap 'rm -rf "$work"' EXIT
 rm -rf "$work"
 mkdir -p "$work/text" "$work/tok"
 
+if [[ $form == sentencepiece ]]; then
+  make_pieces
+  exit
+fi
 if [[ -n $from && -f $out/data.json ]]; then
   files form "$from" >/dev/null # a wrong --from is an error even when there is nothing to do
 fi
