@@ -43,7 +43,7 @@ def write_lines(path: Path, lines: Iterable[str]) -> int:
 
 def one_line(text: str) -> str:
     """Return a text in which every reader sees one line, with single spaces."""
-    return " ".join(text.translate(LINE_ENDS).split(" ")).strip()
+    return re.sub(" +", " ", text.translate(LINE_ENDS)).strip()
 
 
 @cache

@@ -59,7 +59,7 @@ licence: ${about[licence]}
 
 ${about[usage]}
 
-  --form FORM      moses-bpe (default): words by Moses's rules (sacremoses), joint BPE (subword-nmt)
+  --form FORM      moses-bpe (default): words by Moses's rules (sacremoses), joint BPE
                    sentencepiece: raw text, joint SentencePiece model
   --from DIR       take the files from DIR, or a folder in it, instead of downloading them: the
                    archives, or the files in them (plain or .gz); or text of your own, raw,

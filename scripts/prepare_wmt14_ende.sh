@@ -8,8 +8,8 @@ prepare_mt \
   --name wmt14_ende \
   --title "WMT 2014, English to German (Bojar et al. 2014)" \
   --licence "for research; Europarl, Common Crawl and news texts belong to their authors" \
-  --usage "train: Europarl v7, Common Crawl and News Commentary v9 (4.5 million pairs); those of 1 to 250
-pieces and a length ratio of at most 1.5 stay. valid: newstest2013 (3,000), test: newstest2014,
+  --usage "train: Europarl v7, Common Crawl and News Commentary v9 (4.5 million pairs); those of 1 to
+250 pieces and a length ratio of at most 1.5 stay. valid: newstest2013 (3,000), test: newstest2014,
 all of it (3,003). No checksum of News Commentary v9 is published: that of the first download is
 recorded and kept to. Needs 1.7 GB to download and 12 GB in all." \
   --langs en de \

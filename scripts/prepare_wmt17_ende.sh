@@ -8,8 +8,8 @@ prepare_mt \
   --name wmt17_ende \
   --title "WMT 2017, English to German (Bojar et al. 2017)" \
   --licence "for research; Europarl, Common Crawl and news texts belong to their authors" \
-  --usage "train: Europarl v7, Common Crawl and News Commentary v12 (4.6 million pairs); those of 1 to 250
-pieces and a length ratio of at most 1.5 stay. valid: newstest2016 (2,999), test: newstest2017
+  --usage "train: Europarl v7, Common Crawl and News Commentary v12 (4.6 million pairs); those of 1 to
+250 pieces and a length ratio of at most 1.5 stay. valid: newstest2016 (2,999), test: newstest2017
 (3,004). Needs 1.7 GB to download and 12 GB in all." \
   --langs en de \
   --archive training-parallel-europarl-v7.tgz \

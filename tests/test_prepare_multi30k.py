@@ -125,7 +125,7 @@ def test_references_say_what_they_are(tmp_path):
 
 
 def test_bad_arguments_are_refused(tmp_path):
-    assert "unknown argument: --form" in prepare("--form", "x").stderr
+    assert "unknown argument: --nonsense" in prepare("--nonsense").stderr
     assert "--from needs a directory" in prepare("--from").stderr
     result = prepare("--from", tmp_path / "nothing", "--out", tmp_path / "out")
     assert result.returncode == 1
