@@ -178,6 +178,8 @@ def write_references(bpe: Path, raw: Path, out: Path) -> None:
         plain = "".join(f"{line}\n" for line in lines).encode()
     write_whole(out / "ref" / "test.detok.de", plain)
     record = {
+        "form": "moses-bpe",
+        "lowercase": True,
         "plain_reference": kind,
         "sha256": {name: hashlib.sha256((bpe / name).read_bytes()).hexdigest() for name in BPE},
     }

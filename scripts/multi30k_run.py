@@ -11,7 +11,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from data_files import read_json, write_json, write_whole  # noqa: E402
-from multi30k_files import detokenise  # noqa: E402
+from mt_scoring import parse_generation, read_lines, sacrebleu_score, same_text  # noqa: E402
+from mt_text import detokenise  # noqa: E402
 from run_record import (  # noqa: E402
     RunError,
     best_of,
@@ -24,12 +25,6 @@ from run_record import (  # noqa: E402
 )
 
 RUN_NAME = re.compile(r"(?P<variant>.+)-seed(?P<seed>\d+)(?P<full>-full)?")
-UNKNOWN = "<<unk>>"  # how fairseq shows a reference's words that its dictionary lacks
-
-
-def read_lines(path: Path) -> list[str]:
-    """Read a text file's lines; only a newline ends a line."""
-    return path.read_text("utf-8").split("\n")[:-1]
 
 
 def parse_train_log(log: str) -> dict[str, Any]:
@@ -37,39 +32,6 @@ def parse_train_log(log: str) -> dict[str, Any]:
     valid = validations(log)
     last = valid[-1] if valid else None
     return {**training_speed(log), "last_valid": last, "best_valid": best_of(valid)}
-
-
-def parse_generation(out: str, log: str) -> dict[str, Any]:
-    """Read fairseq-generate's output: translations and references in order, BLEU, speed.
-
-    Raises:
-        RunError: the output is incomplete.
-    """
-    lines = {kind: dict(re.findall(rf"^{kind}-(\d+)\t(.*)$", out, re.MULTILINE)) for kind in "TD"}
-    score = re.search(r"^Generate .*?: (BLEU4 = ([\d.]+),.*)$", out, re.MULTILINE)
-    # Where fairseq logs to depends on what configured logging first.
-    speed = re.search(r"tokens\) in ([\d.]+)s .*?([\d.,]+) tokens/s\)", out + log)
-    if not score or not speed or not lines["T"] or lines["T"].keys() != lines["D"].keys():
-        raise RunError("gen.out is incomplete: delete it and run the script again")
-    order = sorted(lines["T"], key=int)
-    return {
-        "references": [lines["T"][index] for index in order],
-        # A D line is: score, tab, text.
-        "hypotheses": [lines["D"][index].partition("\t")[2] for index in order],
-        "bleu": float(score[2]),
-        "bleu_line": score[1],
-        "decode_seconds": float(speed[1]),
-        "decode_tokens_per_second": float(speed[2].replace(",", "")),
-    }
-
-
-def sacrebleu_score(hypotheses: list[str], references: list[str]) -> dict[str, Any]:
-    """Score plain text, ignoring case: the system's own text is lower-cased."""
-    from sacrebleu.metrics import BLEU
-
-    metric = BLEU(lowercase=True)
-    score = metric.corpus_score(hypotheses, [references])
-    return {"sacrebleu": round(score.score, 2), "signature": str(metric.get_signature())}
 
 
 def score(run: Path, data: Path) -> dict[str, Any]:
@@ -83,9 +45,7 @@ def score(run: Path, data: Path) -> dict[str, Any]:
     )
     shown, hypotheses = generated.pop("references"), generated.pop("hypotheses")
     references = read_lines(data / "ref" / "test.tok.de")
-    if len(shown) != len(references) or any(
-        a != b for a, b in zip(shown, references, strict=True) if UNKNOWN not in a
-    ):
+    if not same_text(shown, references):
         raise RunError(f"{run / 'gen.out'} translates another test set than {data}'s")
     detokenised = detokenise(hypotheses, "de")
     plain = read_lines(data / "ref" / "test.detok.de")

@@ -17,6 +17,7 @@ from statistics import fmean
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from mt_scoring import paired_bootstrap  # noqa: E402
 from result_tables import (  # noqa: E402
     ResultsError,
     Run,
@@ -88,29 +89,6 @@ def runs_row(run: Run) -> list[str]:
         short_commit(result["git_commit"]),
         result["date"][:10],
     ]
-
-
-def paired_bootstrap(
-    baseline: Sequence[str], system: Sequence[str], references: Sequence[str]
-) -> tuple[float, float, float]:
-    """Compare two translations of the same tokenised text by paired bootstrap resampling.
-
-    Returns:
-        BLEU of the baseline, BLEU of the system, and the p-value of their difference.
-    """
-    from sacrebleu.metrics import BLEU
-    from sacrebleu.significance import PairedTest
-
-    metric = BLEU(tokenize="none", force=True)
-    test = PairedTest(
-        [("baseline", baseline), ("system", system)], {"BLEU": metric}, [references],
-        test_type="bs",
-    )  # fmt: skip
-    _, scores = test()
-    first, second = scores["BLEU"]
-    # sacreBLEU counts only differences above the observed one: of equals it would find none.
-    p_value = 1.0 if first.score == second.score else second.p_value
-    return first.score, second.score, p_value
 
 
 def bootstrap_rows(
