@@ -29,7 +29,9 @@ def parse_generation(out: str, log: str) -> dict[str, Any]:
     lines = {kind: dict(re.findall(rf"^{kind}-(\d+)\t(.*)$", out, re.MULTILINE)) for kind in "TD"}
     score = re.search(r"^Generate .*?: (BLEU4 = ([\d.]+),.*)$", out, re.MULTILINE)
     # Where fairseq logs to depends on what configured logging first.
-    speed = re.search(r"tokens\) in ([\d.]+)s .*?([\d.,]+) tokens/s\)", out + log)
+    speed = re.search(
+        r"tokens\) in ([\d.]+)s \(([\d.,]+) sentences/s, ([\d.,]+) tokens/s\)", out + log
+    )
     if not score or not speed or not lines["T"] or lines["T"].keys() != lines["D"].keys():
         raise RunError("gen.out is incomplete: delete it and run the script again")
     order = sorted(lines["T"], key=int)
@@ -40,7 +42,8 @@ def parse_generation(out: str, log: str) -> dict[str, Any]:
         "bleu": float(score[2]),
         "bleu_line": score[1],
         "decode_seconds": float(speed[1]),
-        "decode_tokens_per_second": float(speed[2].replace(",", "")),
+        "decode_sentences_per_second": float(speed[2].replace(",", "")),
+        "decode_tokens_per_second": float(speed[3].replace(",", "")),
     }
 
 
@@ -130,8 +133,9 @@ def paired_bootstrap(
         [("baseline", baseline), ("system", system)], {"score": metric}, [references],
         test_type="bs",
     )  # fmt: skip
-    _, scores = test()
-    first, second = scores["score"]
+    scores = test()[1]
+    scores.pop("System")
+    ((first, second),) = scores.values()
     # sacreBLEU counts only differences above the observed one: of equals it would find none.
     p_value = 1.0 if first.score == second.score else second.p_value
     return first.score, second.score, p_value

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import mt_scoring  # noqa: E402
 import score_report  # noqa: E402
 from data_files import read_json, write_json  # noqa: E402
+from lm_tokens import quiet_fairseq  # noqa: E402
 from mt_text import detokenise, moses, write_lines  # noqa: E402
 from run_record import RunError, checkpoint_info, environment, git_commit  # noqa: E402
 
@@ -237,14 +238,13 @@ def score(system: System, generated: dict[str, Any], data: Data) -> None:
             f"{system.name} translates another text than {data.subset} of {data.path}"
         )
     texts = (system.hypotheses, system.references)
-    seconds = generated["decode_seconds"]
     system.scores |= {
         **mt_scoring.sacrebleu_score(*texts, data.lowercase),
         **mt_scoring.chrf_scores(*texts, data.lowercase),
         **mt_scoring.word_scores(tokens, words),
         "sentences": len(lines),
-        "decode_seconds": seconds,
-        "sentences_per_second": round(len(lines) / seconds, 2) if seconds else None,
+        "decode_seconds": generated["decode_seconds"],
+        "sentences_per_second": generated["decode_sentences_per_second"],
         "tokens_per_second": generated["decode_tokens_per_second"],
         "bleu_by_length": mt_scoring.bleu_by_length(*texts, data.lowercase),
     }
@@ -305,6 +305,7 @@ def run(args: argparse.Namespace) -> Path:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     args = parse(argv)
+    quiet_fairseq()
     logging.getLogger("sacrebleu").setLevel(logging.WARNING)
     try:
         out = run(args)

@@ -97,6 +97,7 @@ def test_generation_is_put_in_order(out, log):
         "bleu": 41.02,
         "bleu_line": "BLEU4 = 41.02, 71.0/47.5/34.3/24.5 (BP=0.999, ratio=0.999)",
         "decode_seconds": 12.5,
+        "decode_sentences_per_second": 80.0,
         "decode_tokens_per_second": 1235.76,
     }
 
