@@ -3,20 +3,21 @@
 Long files go through several processes in blocks of lines; the result does not depend on how many.
 """
 
+import io
 import multiprocessing
-import os
 import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from data_files import DataError, whole  # noqa: E402
+from data_files import DataError, whole, write_whole  # noqa: E402
 
 BLOCK = 1000  # lines that a process takes at once
+SAMPLE = 2_000_000  # lines of a text that SentencePiece's model is learned from
 Pair = tuple[str, str]
 Lines = Callable[[list[str]], list[str]]
 LINE_ENDS = dict.fromkeys((*range(32), 0x7F, 0x85, 0x2028, 0x2029), " ")
@@ -119,7 +120,9 @@ def piece_lines(model: Path) -> Lines:
     from sentencepiece import SentencePieceProcessor
 
     processor = SentencePieceProcessor(model_file=str(model))
-    return lambda lines: [" ".join(line) for line in processor.encode(lines, out_type=str)]
+    return lambda lines: [
+        " ".join(line) for line in processor.encode(lines, out_type=str, num_threads=1)
+    ]
 
 
 _worker: Lines | None = None
@@ -195,6 +198,8 @@ def learn_bpe(texts: list[Path], codes: Path, merges: int, workers: int) -> None
 def learn_pieces(texts: list[Path], model: Path, size: int, workers: int) -> None:
     """Learn a SentencePiece model from several texts together, unless the file is there.
 
+    Of a long text every so many-th line is enough, and all that memory holds.
+
     Raises:
         DataError: the texts are too short for so many pieces.
     """
@@ -202,27 +207,28 @@ def learn_pieces(texts: list[Path], model: Path, size: int, workers: int) -> Non
         return
     from sentencepiece import SentencePieceTrainer
 
-    with whole(model) as temporary:
-        prefix = temporary.with_suffix("")
-        try:
-            SentencePieceTrainer.train(
-                input=[str(path) for path in texts],
-                model_prefix=str(prefix),
-                vocab_size=size,
-                character_coverage=1.0,
-                input_sentence_size=10_000_000,
-                shuffle_input_sentence=False,
-                num_threads=workers,
-                max_sentence_length=100_000,
-                minloglevel=2,
-            )
-        except RuntimeError as error:
-            raise DataError(
-                f"no model of {size} pieces can be learned from this text; ask for another "
-                f"number, --bpe-codes N\n  {error}"
-            ) from error
-        os.replace(f"{prefix}.model", temporary)
-        os.unlink(f"{prefix}.vocab")
+    found = io.BytesIO()
+    try:
+        SentencePieceTrainer.train(
+            sentence_iterator=chain.from_iterable(map(sample, texts)),
+            model_writer=found,
+            vocab_size=size,
+            character_coverage=1.0,
+            num_threads=workers,
+            max_sentence_length=100_000,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise DataError(
+            f"no model of {size} pieces can be learned from this text; ask for another "
+            f"number, --bpe-codes N\n  {error}"
+        ) from error
+    write_whole(model, found.getvalue())
+
+
+def sample(path: Path) -> Iterator[str]:
+    """Yield at most SAMPLE lines of a text, evenly spaced."""
+    return islice(read_lines(path), 0, None, -(-count_lines(path) // SAMPLE) or 1)
 
 
 def clean(pair: Pair, longest: int, ratio: float) -> bool:

@@ -234,7 +234,8 @@ def test_tokenised_text_is_taken_as_it_is(tmp_path, shared):
     plain = (out / "ref" / "test.detok.de").read_text()
     assert " ." in " ".join(words)
     assert " ." not in plain
-    assert "&" not in plain
+    assert "&amp;" not in plain
+    assert "&quot;" not in plain
     assert mt.record(out)["plain_reference"] == "detokenised"
 
 
@@ -283,6 +284,18 @@ def test_the_number_of_processes_changes_nothing(tmp_path):
         mt.mt_text.map_file(text, dest, mt.mt_text.moses_lines, ("en", "", True, False), workers)
     assert first.read_bytes() == second.read_bytes()
     assert mt.lines(first)[-1] == f"Number {3 * mt.mt_text.BLOCK + 6} ."
+    codes = [tmp_path / name for name in ("codes1", "codes2")]
+    for number, path in enumerate(codes, 1):
+        mt.mt_text.learn_bpe([first, second], path, 20, number)
+    assert codes[0].read_bytes() == codes[1].read_bytes()
+    assert len(mt.lines(codes[0])) == 21
+
+
+def test_a_long_text_is_sampled_evenly(tmp_path, monkeypatch):
+    (tmp_path / "a").write_text(mt.text(map(str, range(25))))
+    assert len(list(mt.mt_text.sample(tmp_path / "a"))) == 25
+    monkeypatch.setattr(mt.mt_text, "SAMPLE", 10)
+    assert list(mt.mt_text.sample(tmp_path / "a")) == [str(n) for n in range(0, 25, 3)]
 
 
 # ---------------------------------------------------------------- the first download's checksum
