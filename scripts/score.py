@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import re
 import shlex
 import subprocess
 import sys
@@ -64,6 +63,7 @@ class Data:
     """A data directory: its languages and how its text was made."""
 
     path: Path
+    corpus: str
     subset: str
     source: str
     target: str
@@ -132,7 +132,8 @@ def data_of(args: argparse.Namespace) -> Data:
     lowercase = record.get("lowercase", False) if args.lowercase is None else args.lowercase
     kind = record.get("plain_reference", "detokenised")
     form = record.get("form", "moses-bpe")
-    return Data(args.data, args.subset, source, target, form, lowercase, kind)
+    corpus = record.get("corpus", args.data.resolve().name)
+    return Data(args.data, corpus, args.subset, source, target, form, lowercase, kind)
 
 
 def system_of(text: str, args: argparse.Namespace, data: Data) -> System:
@@ -288,7 +289,7 @@ def run(args: argparse.Namespace) -> Path:
     out = args.out or systems[0].folder
     everyone = [baseline, *systems] if baseline else systems
     result = {
-        "data": re.sub(r"^.*/", "", str(data.path.resolve())),
+        "data": data.corpus,
         "subset": data.subset,
         "langs": [data.source, data.target],
         "form": data.form,

@@ -100,10 +100,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
     systems = result["systems"]
     places = {label(one): number for number, one in enumerate(systems[0]["bleu_by_length"])}
     figure, axis = pyplot.subplots(figsize=(7.2, 4.2), layout="constrained")
-    for number_, system in enumerate(systems):
+    for index, system in enumerate(systems):
         buckets = system["bleu_by_length"]
         axis.plot([places[label(one)] for one in buckets], [one["bleu"] for one in buckets],
-                  STYLES[number_ % len(STYLES)], label=f"{system['name']} "
+                  STYLES[index % len(STYLES)], label=f"{system['name']} "
                   f"({system['sacrebleu']:.1f} overall)", linewidth=1.6, markersize=6)  # fmt: skip
     axis.set_xticks(range(len(places)), list(places))
     axis.set_xmargin(0.06)
