@@ -104,7 +104,7 @@ def check_settings(job: Job) -> None:
     """
     out, settings = job.args.out, settings_of(job)
     there = read_json(out / SETTINGS)
-    if not there:
+    if not there or not (out / "raw").exists():  # nothing was made with them yet
         if (out / RECORD).exists() or (out / "text").exists():
             raise DataError(f"{out} is not from this script: name another directory (--out DIR)")
         write_json(out / SETTINGS, settings)

@@ -51,6 +51,7 @@ def test_help_and_wrong_flags(name):
     assert f"(default data/{name}, or data/{name}_sp)" in said
     assert "unknown argument: --nonsense" in mt.script(name, "--nonsense", status=1).stderr
     assert "--from needs a value" in mt.script(name, "--from", status=1).stderr
+    assert "--tokenised goes with --from" in mt.script(name, "--tokenised", status=2).stderr
     assert "--form must be" in mt.script(name, "--form", "bpe", status=1).stderr
 
 
@@ -224,7 +225,7 @@ def test_tokenised_text_is_taken_as_it_is(tmp_path, shared):
         (tmp_path / "in" / f"train.{lang}").write_text(text)
     out = tmp_path / "out"
     arguments = ("--from", tmp_path / "in", "--out", out, "--tokenised", "--carve", 40)
-    mt.script("wmt14_ende", *arguments, "--bpe-codes", 300, "--workers", 1)
+    make(out, *arguments, "--bpe-codes", 300)
     given = [" ".join(line.split()) for line in mt.lines(tmp_path / "in" / "train.de")]
     words = mt.lines(out / "ref" / "test.tok.de")
     assert len(words) == 40
@@ -255,8 +256,11 @@ def test_what_does_not_go_together_is_refused(tmp_path, capsys):
     make(tmp_path / "out", "--from", source, "--tokenised", "--max-length", 1, status=1)
     assert "no pair of train is clean" in capsys.readouterr().err
     (source / "test.de").unlink()
+    make(tmp_path / "out", "--from", source, "--bpe-codes", 90, status=1)
+    assert "made with other settings" in capsys.readouterr().err
     make(tmp_path / "new", "--from", source, status=1)
     assert "has no test.en and test.de" in capsys.readouterr().err
+    make(tmp_path / "new", "--from", source, "--carve", 20)  # nothing was there yet
     (tmp_path / "empty").mkdir()
     make(tmp_path / "third", "--from", tmp_path / "empty", "--tokenised", status=1)
     assert "no text of your own" in capsys.readouterr().err
