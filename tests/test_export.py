@@ -10,6 +10,8 @@ import torch
 pytest.importorskip("fairseq", reason="fairseq is not installed")
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 
+from checkpoints import LANGUAGE as LM_FLAGS
+from checkpoints import TRANSLATION, write_checkpoint
 from fairseq.models.transformer import TransformerModel
 from fairseq.sequence_generator import SequenceGenerator
 from language_models import build as build_lm
@@ -213,27 +215,32 @@ print("read:", words)
 """
 
 
-def test_command_line(tmp_path, run):
-    """fairseq trains; the script exports; torch alone translates."""
-    data, save, out = tmp_path / "data", tmp_path / "checkpoints", tmp_path / "exported"
-    for name in ("train", "valid"):
-        for lang in ("en", "de"):
-            (tmp_path / f"{name}.{lang}").write_text("one two three\nfour five\n" * 4)
-    preprocess = ["-m", "fairseq_cli.preprocess", "-s", "en", "-t", "de"]
-    preprocess += ["--trainpref", tmp_path / "train", "--validpref", tmp_path / "valid"]
-    run(*preprocess, "--destdir", data)
-    train = ["-m", "fairseq_cli.train", data, "--user-dir", ROOT / "fairseq_fwm", "--cpu"]
-    train += ["--arch", "fwm_transformer_tiny", "--max-update", 1, "--optimizer", "adam"]
-    run(*train, "--batch-size", 8, "--num-workers", 0, "--save-dir", save)
-    checkpoint = save / "checkpoint_last.pt"
-    done = run(ROOT / "scripts/export.py", checkpoint, "--data", data, "--out", out)
-    assert "TranslationModel" in done.stdout and "differ from the checkpoint's" in done.stdout
-    assert {p.name for p in out.iterdir()} == {
-        *("model.safetensors", "config.json", "dict.en.txt", "dict.de.txt")
-    }
-    assert "read:" in run("-c", READ_WITHOUT_FAIRSEQ, out).stdout
-    missing = run(ROOT / "scripts/export.py", save / "none.pt", "--out", out, status=1)
-    assert "there is no checkpoint" in missing.stderr
+@pytest.mark.parametrize("flags", [TRANSLATION, LM_FLAGS], ids=["translation", "language"])
+def test_command_line(flags, tmp_path, capsys):
+    arch = "fwm_transformer" if flags is TRANSLATION else "fwm_transformer_lm"
+    checkpoint, out = write_checkpoint(tmp_path, "--arch", arch, *flags), tmp_path / "exported"
+    command = [str(checkpoint), "--data", str(tmp_path), "--out", str(out)]
+    assert script.main(command) == 0
+    assert "log-probabilities differ from the checkpoint's by at most" in capsys.readouterr().out
+    languages = ("de.", "en.") if flags is TRANSLATION else ("",)
+    dictionaries = {f"dict.{language}txt" for language in languages}
+    assert {p.name for p in out.iterdir()} == {"model.safetensors", "config.json"} | dictionaries
+    assert len(load_exported(out).vocabularies["target"]) == 24
+
+
+def test_command_line_says_what_is_wrong(tmp_path, capsys):
+    command = [str(tmp_path / "checkpoint.pt"), "--out", str(tmp_path / "exported")]
+    assert script.main(command) == 1
+    assert "error: there is no checkpoint" in capsys.readouterr().err
+    write_checkpoint(tmp_path, "--arch", "fwm_transformer", *TRANSLATION)
+    assert script.main([*command, "--data", str(tmp_path / "elsewhere")]) == 1
+    assert "say with --data where the dictionaries" in capsys.readouterr().err
+
+
+def test_reads_without_fairseq(tmp_path, run):
+    checkpoint = write_checkpoint(tmp_path, "--arch", "fwm_transformer", *TRANSLATION)
+    assert script.main([str(checkpoint), "--out", str(tmp_path / "out")]) == 0
+    assert "read:" in run("-c", READ_WITHOUT_FAIRSEQ, tmp_path / "out").stdout
 
 
 def test_a_task_s_dictionaries_come_back(tmp_path):

@@ -8,8 +8,8 @@ import torch
 
 pytest.importorskip("fairseq", reason="fairseq is not installed")
 
-from fairseq import checkpoint_utils, tasks
-from fairseq.data import Dictionary
+from checkpoints import LANGUAGE, TRANSLATION, write_checkpoint
+from fairseq import checkpoint_utils
 from fairseq.models.transformer_lm import TransformerLanguageModel
 from test_fwm_transformer import batch, generate, log_probs
 
@@ -19,35 +19,7 @@ from fairseq_fwm.models.fwm_transformer_lm import FWMTransformerLanguageModel
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 import import_stock  # noqa: E402
-from new_checkpoint import (  # noqa: E402
-    ImportingError,
-    configuration,
-    read_file,
-    save_checkpoint,
-    save_whole,
-)
-
-SMALL = ["--dropout", "0", "--cpu", "--optimizer", "adam", "--lr", "0.001"]
-TRANSLATION = ["--source-lang", "de", "--target-lang", "en", "--share-all-embeddings"]
-TRANSLATION += ["--encoder-embed-dim", "16", "--decoder-embed-dim", "16"]
-TRANSLATION += ["--encoder-ffn-embed-dim", "24", "--decoder-ffn-embed-dim", "24"]
-TRANSLATION += ["--encoder-layers", "2", "--decoder-layers", "2", *SMALL]
-LANGUAGE = ["--task", "language_modeling", "--tokens-per-sample", "16", *SMALL]
-LANGUAGE += ["--decoder-embed-dim", "16", "--decoder-layers", "2"]
-
-
-def stock(folder, *flags):
-    """Write a checkpoint of a model that fairseq builds from flags of ``fairseq-train``."""
-    dictionary = Dictionary()
-    for i in range(20):
-        dictionary.add_symbol(f"w{i}")
-    for name in ("dict.txt", "dict.de.txt", "dict.en.txt"):
-        dictionary.save(str(folder / name))
-    cfg = configuration([str(folder), *flags])
-    model = tasks.setup_task(cfg.task).build_model(cfg.model)
-    path = folder / "stock.pt"
-    save_checkpoint(path, cfg, model.state_dict())
-    return path
+from new_checkpoint import ImportingError, read_file, run, save_whole  # noqa: E402
 
 
 def convert(path):
@@ -61,11 +33,12 @@ def load(path):
     return model.eval(), task
 
 
-@pytest.mark.parametrize("arch", ["transformer", "transformer_iwslt_de_en"])
-@pytest.mark.parametrize("old", [False, True], ids=["cfg", "args"])
+@pytest.mark.parametrize(
+    ("arch", "old"), [("transformer", False), ("transformer_iwslt_de_en", True)]
+)
 @torch.no_grad()
 def test_translation_is_equal_to_the_last_bit(tmp_path, arch, old):
-    path = stock(tmp_path, "--arch", arch, *TRANSLATION)
+    path = write_checkpoint(tmp_path, "--arch", arch, *TRANSLATION)
     if old:
         state = read_file(path)
         state["args"], state["cfg"] = state["cfg"]["model"], None
@@ -80,7 +53,7 @@ def test_translation_is_equal_to_the_last_bit(tmp_path, arch, old):
 
 @torch.no_grad()
 def test_language_models_too(tmp_path):
-    path = stock(tmp_path, "--arch", "transformer_lm", *LANGUAGE)
+    path = write_checkpoint(tmp_path, "--arch", "transformer_lm", *LANGUAGE)
     (wanted, _), (found, _) = load(path), load(convert(path))
     assert type(wanted) is TransformerLanguageModel
     assert type(found) is FWMTransformerLanguageModel
@@ -89,7 +62,7 @@ def test_language_models_too(tmp_path):
 
 
 def test_everything_else_is_kept(tmp_path):
-    path = stock(tmp_path, "--arch", "transformer", *TRANSLATION)
+    path = write_checkpoint(tmp_path, "--arch", "transformer", *TRANSLATION)
     state = read_file(path)
     state["last_optimizer_state"] = {"exp_avg": torch.ones(3)}
     save_whole(state, path)
@@ -99,7 +72,7 @@ def test_everything_else_is_kept(tmp_path):
 
 
 def test_other_files_are_refused(tmp_path):
-    path = stock(tmp_path, "--arch", "fwm_transformer", *TRANSLATION)
+    path = write_checkpoint(tmp_path, "--arch", "fwm_transformer", *TRANSLATION)
     with pytest.raises(ImportingError, match="architecture 'fwm_transformer': only fairseq's"):
         convert(path)
     with pytest.raises(ImportingError, match="there is no"):
@@ -112,6 +85,11 @@ def test_other_files_are_refused(tmp_path):
         convert(path)
 
 
-def test_command_line(tmp_path, run):
-    done = run(ROOT / "scripts/import_stock.py", tmp_path / "a.pt", "--out", "b.pt", status=1)
-    assert "error: there is no" in done.stderr
+def test_command_line(tmp_path, capsys):
+    flags = [str(write_checkpoint(tmp_path, "--arch", "transformer", *TRANSLATION)), "--out"]
+    parser = import_stock.make_parser()
+    assert run(import_stock.convert, parser.parse_args([*flags, str(tmp_path / "ours.pt")])) == 0
+    assert "ours.pt: fwm_transformer, softmax at every site" in capsys.readouterr().out
+    flags[0] = str(tmp_path / "none.pt")
+    assert run(import_stock.convert, parser.parse_args([*flags, str(tmp_path / "b.pt")])) == 1
+    assert "error: there is no" in capsys.readouterr().err
