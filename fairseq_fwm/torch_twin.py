@@ -17,6 +17,7 @@ from fairseq_fwm.modules.layers import has_no_biases, site_config
 from fairseq_fwm.nn.config import StackConfig
 from fairseq_fwm.nn.export import Exported, ExportError, find_tied, tie
 from fairseq_fwm.nn.language_model import LanguageModel
+from fairseq_fwm.nn.layers import ACTIVATIONS
 from fairseq_fwm.nn.positions import ReversedSinusoids
 from fairseq_fwm.nn.translation_model import TranslationModel
 
@@ -154,6 +155,8 @@ def refuse(side: nn.Module, cfg: Any) -> None:
     flags = [flag for name, flag in REFUSED.items() if getattr(cfg, name, None)]
     if cfg.quant_noise.pq > 0:
         flags.append("--quant-noise-pq")
+    if str(cfg.activation_fn) not in ACTIVATIONS:
+        flags.append(f"--activation-fn {cfg.activation_fn}")
     if not isinstance(side.embed_tokens, nn.Embedding) and not flags:
         flags.append("--character-embeddings")
     if flags:

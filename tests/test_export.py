@@ -169,6 +169,7 @@ def test_the_choices_of_the_paper_are_spelled_out(tmp_path):
             "--adaptive-input",
         ),
         ({"scale_heads": True, "scale_fc": True}, "--scale-fc, --scale-heads"),
+        ({"activation_fn": "relu_squared"}, "--activation-fn relu_squared"),
         ({"quant_noise_pq": 0.1, "quant_noise_pq_block_size": 4}, "--quant-noise-pq"),
     ],
 )

@@ -17,13 +17,19 @@ from fairseq_fwm.mixers.base import State
 from fairseq_fwm.nn.attention import FastWeightAttention
 from fairseq_fwm.nn.config import StackConfig
 
+
+def identity(x: Tensor) -> Tensor:
+    """Return a tensor as it is; fairseq's activation ``linear``."""
+    return x
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "gelu_accurate": partial(F.gelu, approximate="tanh"),
     "gelu_fast": partial(F.gelu, approximate="tanh"),
     "tanh": torch.tanh,
-    "linear": lambda x: x,
+    "linear": identity,
 }
 
 
@@ -179,24 +185,22 @@ class TransformerLayer(nn.Module):
         Returns:
             ``(N, T, D)`` and the state, or ``None``.
         """
-        new = None
-
-        def attend(y: Tensor) -> Tensor:
-            nonlocal new
-            y = self.self_attn(y, state, mask, return_state)
-            y, new = y if return_state else (y, None)
-            return y
-
-        x = self._part(x, self.self_attn_layer_norm, attend)
+        norm = self.self_attn_layer_norm
+        y = self.self_attn(self._before(norm, x), state, mask, return_state)
+        y, new = y if return_state else (y, None)
+        x = self._behind(norm, x + y)
         if self.encoder_attn is not None:
-            x = self._part(
-                x, self.encoder_attn_layer_norm, lambda y: self.encoder_attn.read(y, source)
-            )
-        feed_forward = lambda y: self.fc2(self.activation(self.fc1(y)))  # noqa: E731
-        return self._part(x, self.final_layer_norm, feed_forward), new
+            norm = self.encoder_attn_layer_norm
+            x = self._behind(norm, x + self.encoder_attn.read(self._before(norm, x), source))
+        norm = self.final_layer_norm
+        y = self.fc2(self.activation(self.fc1(self._before(norm, x))))
+        return self._behind(norm, x + y), new
 
-    def _part(self, x: Tensor, norm: nn.Module, part: Callable[[Tensor], Tensor]) -> Tensor:
-        return x + part(norm(x)) if self.norm_first else norm(x + part(x))
+    def _before(self, norm: nn.Module, x: Tensor) -> Tensor:
+        return norm(x) if self.norm_first else x
+
+    def _behind(self, norm: nn.Module, x: Tensor) -> Tensor:
+        return x if self.norm_first else norm(x)
 
 
 def build_self_attention(cfg: StackConfig) -> nn.Module:

@@ -70,8 +70,7 @@ class Stack(nn.Module):
             ValueError: if positions change with what follows, so that nothing can go on.
         """
         state = StackState() if state is None else state
-        real = tokens.ne(self.cfg.pad)
-        mask = None if bool(real.all()) else real
+        mask = padding_mask(tokens, self.cfg.pad)
         x = self._embed(tokens, state.seen, return_state or state.seen > 0)
         if mask is not None and not self.cfg.causal:
             x = x * mask.unsqueeze(-1)
@@ -113,6 +112,13 @@ class Stack(nn.Module):
         elif self.embed_positions is not None:
             x = x + self.embed_positions(tokens, seen).to(x.dtype)
         return x if self.layernorm_embedding is None else self.layernorm_embedding(x)
+
+
+def padding_mask(tokens: Tensor, pad: int) -> Tensor | None:
+    """Return ``(N, T)`` bool, False at padding; ``None`` if there is none."""
+    real = tokens.ne(pad)
+    # A compiler cannot look at the tokens.
+    return real if torch.compiler.is_compiling() or not bool(real.all()) else None
 
 
 def projection(inputs: int, outputs: int) -> nn.Linear | None:

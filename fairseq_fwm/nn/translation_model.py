@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_fwm.nn.config import StackConfig
-from fairseq_fwm.nn.stack import Stack, StackState, greedy
+from fairseq_fwm.nn.stack import Stack, StackState, greedy, padding_mask
 
 
 class TranslationModel(nn.Module):
@@ -36,8 +36,7 @@ class TranslationModel(nn.Module):
     def start(self, source: Tensor) -> StackState:
         """Read sources ``(N, S)``; return the state before the first target token."""
         x, _ = self.encoder(source)
-        real = source.ne(self.encoder.cfg.pad)
-        return self.decoder.write_source(x, None if bool(real.all()) else real)
+        return self.decoder.write_source(x, padding_mask(source, self.encoder.cfg.pad))
 
     def step(self, tokens: Tensor, state: StackState) -> tuple[Tensor, StackState]:
         """Process one target token of each sentence.
