@@ -13,6 +13,20 @@ from torch import Tensor, nn
 from fairseq_fwm.ops.features import check_nu
 from fairseq_fwm.ops.maps import dpfp, elu_features, favor_exp
 
+__all__ = [
+    "FEATURE_MAPS",
+    "DpfpFeatureMap",
+    "EluFeatureMap",
+    "FavorFeatureMap",
+    "FeatureMap",
+    "SoftmaxFeatureMap",
+    "TanhFeatureMap",
+    "build_feature_map",
+    "column_orthogonal",
+    "register_feature_map",
+    "row_orthogonal",
+]
+
 FEATURE_MAPS: dict[str, type["FeatureMap"]] = {}
 
 

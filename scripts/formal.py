@@ -61,7 +61,11 @@ def make_parser() -> argparse.ArgumentParser:
     add("--learning_rate", type=float, default=plain.lr, help="default %(default)s")
     add("--batch_size", type=int, help="default 64; 16 where strings are few")
     add("--updates", type=int, default=plain.updates, help="at most (default %(default)s)")
-    add("--report_every", type=int, help="updates between evaluations (default 100)")
+    add(
+        "--report_every",
+        type=int,
+        help="updates between evaluations (default 100; 20 where strings are few)",
+    )
     add("--grad_cummulate", type=int, default=1, help="batches per update (default %(default)s)")
     add("--level", default="50", help="what follows `train_` in the file names (default 50)")
     add("--remove_pos_enc", action="store_true",

@@ -42,11 +42,11 @@ class Size:
     eval_every: int | None = None
 
     def of(self, task: str) -> "Size":
-        """Fill in what depends on the language: few strings are few in a batch."""
+        """Fill in what depends on the language: few strings are few in a batch, soon evaluated."""
         few = task in FEW_STRINGS
         values = asdict(self)
         values["batch"] = self.batch or (16 if few else 64)
-        values["eval_every"] = self.eval_every or 100
+        values["eval_every"] = self.eval_every or (20 if few else 100)
         return Size(**values)
 
     @property

@@ -19,7 +19,7 @@ Switches (environment variables):
   FWM_TORCH_INDEX  where to take torch from: cpu, cu126, cu130, ... (short for
                    https://download.pytorch.org/whl/NAME), or a full URL
                    (default: pip's own index; PyPI has the CUDA build for Linux, several GB)
-  FWM_EXTRAS       parts to install (default: fairseq,demo,data,test)
+  FWM_EXTRAS       parts to install (default: fairseq,demo,data,docs,test)
   FWM_BUILD        compiled kernels: auto (default), 0, cpu, cuda; see setup.py
   PIP_INDEX_URL, PIP_FIND_LINKS, PIP_NO_INDEX and the like are pip's own and work as usual.
 
@@ -54,7 +54,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
 venv=${FWM_VENV:-$root/.venv}
 [[ $venv == /* ]] || venv=$root/$venv
-extras=${FWM_EXTRAS-fairseq,demo,data,test}
+extras=${FWM_EXTRAS-fairseq,demo,data,docs,test}
 python=$venv/bin/python
 stamp=$venv/.fwm-setup.stamp
 pins=$venv/.fwm-constraints.txt

@@ -16,7 +16,7 @@ def raised_texts(path):
 
 def test_every_error_text_has_its_cure(root):
     """Some words of every error that the library raises stand in a table of troubleshooting."""
-    pages = [root / "README.md", *(root / "docs").glob("*.md")]
+    pages = [root / "README.md", *(root / "docs").rglob("*.md")]
     table = "".join(page.read_text().partition("## Troubleshooting")[2] for page in pages)
     phrases = [phrase.split("...") for phrase in re.findall(r"`([^`]+)`", table)]
     files = [p for p in (root / "fairseq_fwm").rglob("*.py") if "data" not in p.parts]

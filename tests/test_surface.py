@@ -28,7 +28,7 @@ FAST_WEIGHTS = {
     "--fwm-beta-max": None,
     "--fwm-attn-norm": ["auto", "none", "output", "full"],
     "--fwm-output-scale": ["one", "rsqrt"],
-    "--fwm-impl": ["auto", "reference", "chunked", "cpu", "cuda"],
+    "--fwm-impl": ["auto", "reference", "chunked", "cpu", "cuda", "fla"],
 }
 PUBLISHED = {"--fwm-init": ["fairseq", "normal"], "--fwm-tied-adaptive-softmax": None}
 FLAGS = {

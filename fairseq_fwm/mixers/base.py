@@ -101,5 +101,13 @@ class Mixer(nn.Module):
         raise NotImplementedError
 
     def read(self, projected: Tensor, state: State) -> Tensor:
-        """Read what :meth:`write` left with queries ``(N, H, T, d)``; returns ``(N, H, T, V)``."""
+        """Read what :meth:`write` left.
+
+        Args:
+            projected: queries ``(N, H, T, d)``.
+            state: what was written.
+
+        Returns:
+            y ``(N, H, T, value_dim)``.
+        """
         raise NotImplementedError

@@ -156,7 +156,10 @@ class FastWeightMixer(Mixer):
             return self.read(q, self.write(kv, mask))
         ahead, _ = self(projected, None, mask)
         flipped_mask = None if mask is None else mask.flip(1)
-        back, _ = self(projected.flip(2), None, flipped_mask)
+        # Time before heads: of a flip behind other dimensions torch.compile takes the strides of
+        # the first length it sees for constants.
+        backward_in_time = projected.transpose(1, 2).flip(1).transpose(1, 2)
+        back, _ = self(backward_in_time, None, flipped_mask)
         return (ahead + back.flip(2)) / 2
 
     @no_autocast
@@ -179,6 +182,24 @@ class FastWeightMixer(Mixer):
             z = state.normalizer.unsqueeze(2)
             y = y / ((z * q).sum(-1, keepdim=True) + ATTN_NORM_EPS)
         return self._scaled(y, projected.dtype)
+
+    @no_autocast
+    def writes(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return what a sequence writes to its memory, for :mod:`fairseq_fwm.inspection`.
+
+        Args:
+            projected: ``(N, H, T, projection_size)``, or k | v for :meth:`write`.
+
+        Returns:
+            phi(k) ``(N, H, T, K)``, normalised as the rule sees it, v ``(N, H, T, d)`` and beta
+            ``(N, H, T)`` or ``None``.
+        """
+        if projected.shape[-1] == 2 * self.head_dim:
+            k, v = split_last(projected, [self.head_dim, self.head_dim])
+            k, beta = self._mapped(k, scale_free=self._divides_keys), None
+        else:
+            _, k, v, beta = self._split(projected)
+        return ops.feature_map(k.to(accumulation_dtype(k)), self.fused), v, beta
 
     @property
     def _divides_keys(self) -> bool:
@@ -224,6 +245,8 @@ def split_last(x: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
     The gradient is then put together in that order too: one copy, and none where a view of
     fairseq's ``(T, N, C)`` goes back to it.
     """
+    if torch.compiler.is_compiling():  # which lays gradients out itself, and sorts no symbols
+        return x.split(sizes, -1)
     order = sorted(range(x.dim() - 1), key=lambda dim: -x.stride(dim)) + [x.dim() - 1]
     back = [order.index(dim) for dim in range(x.dim())]
     return tuple(part.permute(back) for part in x.permute(order).split(sizes, -1))

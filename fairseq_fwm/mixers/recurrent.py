@@ -123,6 +123,17 @@ class RecurrentDeltaMixer(RecurrentMixer, name="recurrent_delta"):
             torch.zeros(batch, num_heads, d, d, **kind), torch.zeros(batch, num_heads, d, **kind)
         )
 
+    def writes(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return k, v ``(N, H, T, d)`` and beta ``(N, H, T)`` that a sequence writes.
+
+        For :mod:`fairseq_fwm.inspection`; ``projected`` is ``(N, H, T, 3d + 1)``.
+        """
+        y, _ = self._run(projected, None, None, False)
+        last = torch.nn.functional.pad(y[:, :, :-1], (0, 0, 1, 0)).to(self.recurrent.dtype)
+        emitted = projected + torch.einsum("nhti,him->nhtm", last.tanh(), self.recurrent)
+        _, k, v, beta = emitted.split((self.head_dim,) * 3 + (1,), -1)
+        return k.softmax(-1), v, beta.squeeze(-1).sigmoid()
+
     def _run(
         self, projected: Tensor, state: State | None, mask: Tensor | None, final: bool
     ) -> tuple[Tensor, RecurrentDeltaState | None]:

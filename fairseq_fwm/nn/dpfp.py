@@ -99,7 +99,7 @@ class DPFPCell(nn.Module):
         Args:
             x: ``(N, dim)``.
             W: ``(N, K, K)`` or ``(1, K, K)``; the value v that belongs to a key k is W phi(k).
-            context: where keys and values come from; ``x`` by default.
+            context: where keys and values come from, ``(N, dim)``; ``x`` by default.
 
         Returns:
             ``(N, dim)`` and the new W.

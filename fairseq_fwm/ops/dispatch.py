@@ -5,26 +5,27 @@ import logging
 
 import torch
 
-from fairseq_fwm.ops import library
+from fairseq_fwm.ops import fla, library
 
 logger = logging.getLogger(__name__)
 
-IMPLS = ("auto", "reference", "chunked", "cpu", "cuda")
+IMPLS = ("auto", "reference", "chunked", "cpu", "cuda", "fla")
 _BUILD = "pip install --no-build-isolation -e ."
 
 
 def resolve_impl(impl: str, op: str, device: torch.device) -> str:
-    """Return the implementation that runs: ``reference``, ``chunked``, ``cpu`` or ``cuda``.
+    """Return the implementation that runs: one of :data:`IMPLS` without ``auto``.
 
     Args:
         impl: one of :data:`IMPLS`.  ``auto`` takes the compiled kernel of the device if there is
-            one and the chunked PyTorch form otherwise, and logs once which.
+            one and the chunked PyTorch form otherwise, and logs once which; it never takes
+            ``fla``, flash-linear-attention's kernels.
         op: name of the op, ``causal_sum_fwd`` or ``causal_delta_fwd``.
         device: where the tensors are.
 
     Raises:
         ValueError: if ``impl`` is unknown, or a kernel is asked for on another device's tensors.
-        RuntimeError: if a compiled kernel is asked for and is not there.
+        RuntimeError: if a compiled kernel or a package is asked for and is not there.
     """
     if impl == "emulated" and hasattr(torch.ops.fwm_emulated, op):
         return impl  # the CUDA kernels on the CPU, which tests register
@@ -38,8 +39,12 @@ def resolve_impl(impl: str, op: str, device: torch.device) -> str:
             _log_once(op, device.type, chosen)
         return chosen
     require_impl(impl, op)
-    if device.type != impl:
-        raise ValueError(f"impl={impl!r} needs tensors on {impl}, found {device}")
+    wanted = fla.DEVICE if impl == "fla" else impl
+    if device.type != wanted:
+        raise ValueError(
+            f"impl={impl!r} needs tensors on {wanted}, found {device}: move them, or use "
+            "impl='auto'"
+        )
     return impl
 
 
@@ -47,8 +52,11 @@ def require_impl(impl: str, op: str) -> None:
     """Check that an implementation asked for by name exists, before anything is computed.
 
     Raises:
-        RuntimeError: if it is a compiled kernel that is not there.
+        RuntimeError: if it is a compiled kernel that is not there, or a package's and the package
+            is not there.
     """
+    if impl == "fla":
+        fla.function_of(op)
     if impl in ("cpu", "cuda") and not library.has_kernel(op, impl):
         raise RuntimeError(
             f"impl={impl!r} was asked for, but fwm::{op} has no compiled {impl} kernel "

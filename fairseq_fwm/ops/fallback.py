@@ -1,11 +1,23 @@
 """The chunked form behind the signature of an op: any device, any dtype, differentiable."""
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from fairseq_fwm.ops._common import accumulation_dtype, mask_writes, no_autocast
 from fairseq_fwm.ops.chunked import causal_delta_chunked, causal_sum_chunked
 from fairseq_fwm.ops.features import FeatureSpec
 from fairseq_fwm.ops.normalization import attention_normalize
+
+Update = Callable[..., tuple[Tensor, Tensor | None]]
+"""(q, k, v, beta or None, state, output_final_state) -> (y, S_T), in the accumulation dtype."""
+
+
+def chunked(q: Tensor, k: Tensor, v: Tensor, beta: Tensor | None, *options):
+    """Run the chunked form of the delta rule, or of the sum rule if ``beta`` is ``None``."""
+    if beta is None:
+        return causal_sum_chunked(q, k, v, *options)
+    return causal_delta_chunked(q, k, v, beta, *options)
 
 
 def causal(
@@ -19,8 +31,12 @@ def causal(
     features: FeatureSpec,
     attn_norm: str,
     output_final_state: bool,
+    update: Update = chunked,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Run the delta rule, or the sum rule if ``beta`` is ``None``; inputs of any dtype, unmasked.
+
+    ``update`` does the recurrence on what is left when the mask, the feature map and attention
+    normalisation are applied.
 
     Returns:
         y ``(N, H, T, V)`` in the dtype of ``v``, S_T and z_T (``None`` if not asked for).
@@ -35,10 +51,7 @@ def causal(
     q, k, beta, z = attention_normalize(
         features(q), k, strength[0] if strength else None, normalizer, attn_norm
     )
-    if beta is None:
-        y, S = causal_sum_chunked(q, k, v, state, output_final_state)
-    else:
-        y, S = causal_delta_chunked(q, k, v, beta, state, output_final_state)
+    y, S = update(q, k, v, beta, state, output_final_state)
     return y.to(out_dtype), S, z if output_final_state else None
 
 

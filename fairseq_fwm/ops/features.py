@@ -1,7 +1,6 @@
 """Feature maps as functions, and the specification by which an op applies one itself."""
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -47,22 +46,20 @@ class FeatureSpec:
         name: ``"elu"``, ``"dpfp"``, or ``"none"`` for the identity (sum normalisation only).
         nu: number of shifts (``dpfp`` only).
         sum_norm: divide the features by their sum afterwards.
+        astuple: (name, nu, sum_norm), as the compiled ops take them.
     """
 
     name: str
     nu: int = 1
     sum_norm: bool = False
+    astuple: tuple[str, int, bool] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.name not in ("none", "elu", "dpfp"):
             raise ValueError(
                 f"FeatureSpec: name must be 'none', 'elu' or 'dpfp', found {self.name!r}"
             )
-
-    @cached_property
-    def astuple(self) -> tuple[str, int, bool]:
-        """Return (name, nu, sum_norm), as the compiled ops take them."""
-        return self.name, self.nu, self.sum_norm
+        object.__setattr__(self, "astuple", (self.name, self.nu, self.sum_norm))
 
     def out_dim(self, head_dim: int) -> int:
         """Return K for rows of ``head_dim`` numbers."""

@@ -60,7 +60,8 @@ SCHEMAS = {
     "cpu_isa": "() -> str",
     "cuda_archs": "() -> str",
 }
-
+# Outputs lie in memory as inputs do, so a compiler must not lay inputs out anew.
+_TAGS = (getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order),)
 
 EMULATED = "fwm_emulated"
 """Namespace in which tests register the CUDA kernels, executed on the CPU."""
@@ -127,7 +128,7 @@ def register(namespace: str, has_kernel: sequence_op.HasKernel) -> torch.library
     library = torch.library.Library(namespace, "DEF")
     ops = getattr(torch.ops, namespace)
     for name, schema in SCHEMAS.items():
-        library.define(name + schema)
+        library.define(name + schema, tags=_TAGS)
 
     def add(name: str, form: Callable | None, fake: Callable, *derivative: Callable) -> None:
         if form is not None:

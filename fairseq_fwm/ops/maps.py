@@ -12,9 +12,16 @@ from fairseq_fwm.ops.features import FeatureSpec
 
 @no_autocast
 def feature_map(x: Tensor, spec: FeatureSpec) -> Tensor:
-    """Apply a parameter-free feature map to rows ``(..., d)``; returns ``(..., K)``.
+    """Apply a parameter-free feature map to rows.
 
     The kernel's derivative keeps ``x`` alone, nothing of size K.
+
+    Args:
+        x: ``(..., d)``.
+        spec: which map, and whether its features are divided by their sum.
+
+    Returns:
+        ``(..., K)`` with K as :meth:`FeatureSpec.out_dim` says.
 
     Raises:
         ValueError: if nu is out of range.
@@ -48,7 +55,14 @@ def dpfp(x: Tensor, nu: int = 1) -> Tensor:
 
 
 def elu_features(x: Tensor) -> Tensor:
-    """ELU(x) + 1, elementwise (Katharopoulos et al., arXiv 2006.16236, Eq. 7)."""
+    """ELU(x) + 1, elementwise (Katharopoulos et al., arXiv 2006.16236, Eq. 7).
+
+    Args:
+        x: ``(..., d)``.
+
+    Returns:
+        ``(..., d)``, positive.
+    """
     return feature_map(x, FeatureSpec("elu"))
 
 

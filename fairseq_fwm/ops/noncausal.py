@@ -17,7 +17,8 @@ def write(
     """Write all pairs with the sum rule: S = S_0 + sum_t k_t (x) v_t.
 
     Args:
-        k: ``(N, H, T, K)``.  v: ``(N, H, T, V)``.
+        k: ``(N, H, T, K)``.
+        v: ``(N, H, T, V)``.
         write_mask: ``(N, T)`` bool, True where a position writes.
         state: S_0 ``(N, H, K, V)``; zeros if ``None``.
 
@@ -39,7 +40,8 @@ def read(q: Tensor, state: Tensor) -> Tensor:
     """Read a memory: y_t = S^T q_t.
 
     Args:
-        q: ``(N, H, T, K)``.  state: S ``(N, H, K, V)``.
+        q: ``(N, H, T, K)``.
+        state: S ``(N, H, K, V)``.
 
     Returns:
         y ``(N, H, T, V)`` in the dtype of the state; the caller casts.

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fairseq_fwm.ops import fallback, library
+from fairseq_fwm.ops import fallback, fla, library
 from fairseq_fwm.ops._common import State, check_sequence, no_autocast
 from fairseq_fwm.ops.dispatch import resolve_impl
 from fairseq_fwm.ops.features import NO_FEATURES, FeatureSpec
@@ -38,7 +38,8 @@ def causal_sum(
         features: feature map that the op applies to q and k itself.
         attn_norm: ``none``, or ``output``: y_t = S_t^T q_t / (z_t.q_t + 1e-5) with
             z_t = z_{t-1} + k_t.
-        impl: ``auto``, ``reference``, ``chunked``, ``cpu`` or ``cuda``.
+        impl: ``auto``, ``reference``, ``chunked``, ``cpu``, ``cuda``, or ``fla`` where
+            flash-linear-attention is installed (:mod:`fairseq_fwm.ops.fla`).
 
     Returns:
         y ``(N, H, T, V)`` in the dtype of ``v`` and S_T (with attention normalisation the pair of
@@ -46,7 +47,7 @@ def causal_sum(
 
     Raises:
         ValueError: shapes or dtypes do not match, or an option is unknown or makes no sense.
-        RuntimeError: a compiled kernel is asked for and is not there.
+        RuntimeError: a compiled kernel or a package is asked for and is not there.
     """
     if attn_norm == "full":
         raise ValueError("the sum rule retrieves nothing before it writes: use attn_norm='output'")
@@ -84,7 +85,7 @@ def causal_delta(
 
     Raises:
         ValueError: shapes or dtypes do not match, or an option is unknown or makes no sense.
-        RuntimeError: a compiled kernel is asked for and is not there.
+        RuntimeError: a compiled kernel or a package is asked for and is not there.
     """
     options = (state, output_final_state, write_mask, features, attn_norm, impl)
     return _causal("delta", (q, k, v, beta), *options)
@@ -113,6 +114,9 @@ def _causal(
             *(q, k, v, beta[0] if beta else None, S, z),
             *(write_mask, features, attn_norm, output_final_state),
         )
+    elif chosen == "fla":
+        options = (write_mask, features, attn_norm, output_final_state)
+        y, S, z = fla.causal(rule, tensors, S, z, *options)
     else:
         op = library.sequence_op_of(rule, chosen)
         save = torch.is_grad_enabled() and any(
