@@ -140,7 +140,9 @@ def our_order(words: list[str], cutoff: int) -> list[int]:
     return [-1, -1, 0, unknown, *(i for i in range(1, len(words)) if i != unknown)]
 
 
-def our_flags(toolkit: argparse.Namespace, sizes: Sizes, kind: AttentionType, added: int) -> Any:
+def our_flags(
+    toolkit: argparse.Namespace, sizes: Sizes, kind: AttentionType, added: int
+) -> list[str]:
     """Return the flags of ``fairseq-train`` for a model of the toolkit.
 
     Args:
@@ -171,6 +173,12 @@ def our_flags(toolkit: argparse.Namespace, sizes: Sizes, kind: AttentionType, ad
     flags += streams if toolkit.carry_over_fast_weight else ["--task", "language_modeling"]
     if toolkit.no_pos:
         flags += ["--no-token-positional-embeddings"]
+    flags += variant_flags(toolkit, kind)
+    return [*flags, "--arch", "fwm_transformer_lm", "--fwm-no-projection-bias"]
+
+
+def variant_flags(toolkit: argparse.Namespace, kind: AttentionType) -> list[str]:
+    """Return the ``--fwm-*`` flags of a type of attention."""
     attn_norm = "none" if toolkit.skip_attn_normalization else kind.attn_norm
     variant = {
         "decoder-self": kind.rule,
@@ -182,8 +190,7 @@ def our_flags(toolkit: argparse.Namespace, sizes: Sizes, kind: AttentionType, ad
         "output-scale": "rsqrt",
         "positions": "reversed",
     }
-    flags += [x for name, value in variant.items() for x in (f"--fwm-{name}", str(value))]
-    return [*flags, "--arch", "fwm_transformer_lm", "--fwm-no-projection-bias"]
+    return [x for name, value in variant.items() for x in (f"--fwm-{name}", str(value))]
 
 
 def write_dictionary(path: Path, words: list[str], order: list[int]) -> None:

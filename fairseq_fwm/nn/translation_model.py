@@ -34,7 +34,11 @@ class TranslationModel(nn.Module):
         return self.decoder.logits(x)
 
     def start(self, source: Tensor) -> StackState:
-        """Read sources ``(N, S)``; return the state before the first target token."""
+        """Read sources; return the state before the first target token.
+
+        Args:
+            source: ``(N, S)``, see :meth:`forward`.
+        """
         x, _ = self.encoder(source)
         return self.decoder.write_source(x, padding_mask(source, self.encoder.cfg.pad))
 
