@@ -55,7 +55,7 @@ pip=("$python" -m pip --quiet --disable-pip-version-check)
 say "making an environment with torch and without fairseq"
 [[ -x $python ]] || "${FWM_PYTHON:-python3}" -m venv "$dir/venv"
 "${pip[@]}" install --constraint "$root/constraints.txt" \
-  torch numpy build setuptools wheel ninja pytest pytest-xdist hypothesis tqdm
+  torch numpy build setuptools wheel ninja safetensors pytest pytest-xdist hypothesis tqdm
 
 say "building the sdist and the wheel"
 rm -rf "${dir:?}/dist" "${dir:?}/sdist"
@@ -94,5 +94,5 @@ export OMP_NUM_THREADS=1
   fairseq_fwm.feature_maps
 "$python" -m pytest --quiet -n 2 -m "not slow" tests/test_nn.py tests/test_ops.py tests/test_kernels.py \
   tests/test_feature_maps.py tests/test_mixers.py tests/test_recall.py tests/test_recurrent_ops.py \
-  tests/test_recurrent_mixers.py
+  tests/test_recurrent_mixers.py tests/test_trained_models.py
 say "all checks passed"
