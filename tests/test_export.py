@@ -10,8 +10,8 @@ import torch
 pytest.importorskip("fairseq", reason="fairseq is not installed")
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 
-from checkpoints import LANGUAGE as LM_FLAGS
-from checkpoints import TRANSLATION, write_checkpoint
+from checkpoint_files import LANGUAGE as LM_FLAGS
+from checkpoint_files import TRANSLATION, write_checkpoint
 from fairseq.models.transformer import TransformerModel
 from fairseq.sequence_generator import SequenceGenerator
 from language_models import build as build_lm

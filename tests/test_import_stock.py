@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("fairseq", reason="fairseq is not installed")
 
-from checkpoints import LANGUAGE, TRANSLATION, write_checkpoint
+from checkpoint_files import LANGUAGE, TRANSLATION, write_checkpoint
 from fairseq import checkpoint_utils
 from fairseq.models.transformer_lm import TransformerLanguageModel
 from test_fwm_transformer import batch, generate, log_probs
