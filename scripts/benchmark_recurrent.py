@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Compare training updates of Recurrent Delta and SRWM with a loop over time steps in PyTorch.
 
-The formal-language model (scripts/formal.py's defaults: one layer of width 32, 4 heads) on batches
-of parity strings, by the compiled kernel and by the reference, in turns in one process.
+The model that scripts/formal.py trains by default (one layer of width 32, 4 heads)
+on batches of (aa)* strings of up to 500 symbols, or of parity strings of up to 50, by the compiled
+kernel and by the reference, in turns in one process.
 
   source scripts/keep_memory.sh
   python scripts/benchmark_recurrent.py --out docs/results/formal_languages/speed.json
@@ -10,7 +11,7 @@ of parity strings, by the compiled kernel and by the reference, in turns in one 
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -29,28 +30,31 @@ from fairseq_fwm.models.sequence_tagger import SequenceTagger, SequenceTaggerCon
 
 MIXERS = ("recurrent_delta", "srwm")
 SIDES = {"kernel": "cpu", "loop": "reference"}
+PAD = 2
 
 
 def batches(args: argparse.Namespace) -> list[tuple[Tensor, Tensor]]:
-    """Draw batches of parity strings and their targets; 2 fills both up."""
-    parity, rng = LANGUAGES["parity"], np.random.default_rng(args.seed)
-    strings = draw_strings(parity, rng, (2, 50), args.batch_size * args.updates)
-    found = []
-    for i in range(0, len(strings), args.batch_size):
-        part = strings[i : i + args.batch_size]
-        pair = (
-            [torch.tensor([int(symbol) for symbol in line]) for line in lines]
-            for lines in (part, map(parity.targets, part))
-        )
-        found.append(tuple(nn.utils.rnn.pad_sequence(x, True, 2) for x in pair))
-    return found
+    """Draw batches of strings and their targets, as numbers."""
+    language, rng = LANGUAGES[args.task], np.random.default_rng(args.seed)
+    size = args.batch_size
+    strings = draw_strings(language, rng, language.windows[0], size * args.updates)
+    given, wanted = (numbers(lines) for lines in (strings, map(language.targets, strings)))
+    return list(zip(given.split(size), wanted.split(size), strict=True))
+
+
+def numbers(lines: Iterable[Sequence[str]]) -> Tensor:
+    """Return lines of at most two symbols as numbers; PAD fills them up."""
+    lines = list(lines)
+    symbols = sorted({symbol for line in lines for symbol in line})
+    rows = [torch.tensor([symbols.index(symbol) for symbol in line]) for line in lines]
+    return nn.utils.rnn.pad_sequence(rows, True, PAD)
 
 
 def cross_entropy(model: SequenceTagger, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Return the loss of all positions."""
     tokens, targets = batch
     return nn.functional.cross_entropy(
-        model(tokens).flatten(0, 1), targets.flatten(), ignore_index=2
+        model(tokens).flatten(0, 1), targets.flatten(), ignore_index=PAD
     )
 
 
@@ -60,7 +64,7 @@ def side(mixer: str, impl: str, args: argparse.Namespace) -> Updates:
     cfg = SequenceTaggerConfig(
         mixer=mixer, layers=1, hidden_size=args.hidden_size, heads=args.heads
     )
-    model = SequenceTagger(3, 3, cfg)
+    model = SequenceTagger(PAD + 1, PAD + 1, cfg)
     for module in model.modules():
         if isinstance(module, RecurrentMixer):
             module.impl = impl
@@ -69,8 +73,9 @@ def side(mixer: str, impl: str, args: argparse.Namespace) -> Updates:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    parser = make_parser(__doc__, batch_size=64, updates=4)
+    parser = make_parser(__doc__, batch_size=16, updates=4)
     add = parser.add_argument
+    add("--task", choices=("aa-star", "parity"), default="aa-star", help="default %(default)s")
     add("--hidden-size", type=int, default=32, help="width (default %(default)s)")
     add("--heads", type=int, default=4, help="default %(default)s")
     args = parser.parse_args(arguments)

@@ -43,6 +43,17 @@ processes() { # the cores, at most 8: more of them wait for the disk
   echo $((cores < 8 ? cores : 8))
 }
 
+# own_folder DIR KEEP: make a folder that this script alone uses, removed at the end unless KEEP is 1.
+own_folder() {
+  local mark=.fwm-${0##*/}
+  mkdir -p "$1"
+  dir=$(cd "$1" && pwd)
+  [[ -f $dir/$mark || -z $(ls -A "$dir") ]] ||
+    die "$dir is there and was not made by this script: name another folder with --dir"
+  touch "$dir/$mark"
+  if [[ $2 == 0 ]]; then trap 'rm -rf "$dir"' EXIT; fi
+}
+
 # lock_run DIR: make a run's directory and keep other processes away from it.
 lock_run() {
   mkdir -p "$1"

@@ -53,12 +53,7 @@ while (($#)); do
   shift
 done
 
-mkdir -p "$dir"
-dir=$(cd "$dir" && pwd)
-[[ -f $dir/.fwm-cuda-check || -z $(ls -A "$dir") ]] ||
-  die "$dir is there and was not made by this script: name another folder with --dir"
-touch "$dir/.fwm-cuda-check"
-if [[ $keep == 0 ]]; then trap 'rm -rf "$dir"' EXIT; fi
+own_folder "$dir" "$keep"
 python=$dir/venv/bin/python
 
 # timed WHAT COMMAND...: run it and say how long it took, on the clock and of the processors.

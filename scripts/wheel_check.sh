@@ -43,19 +43,14 @@ while (($#)); do
   shift
 done
 
-mkdir -p "$dir"
-dir=$(cd "$dir" && pwd)
-[[ -f $dir/.fwm-wheel-check || -z $(ls -A "$dir") ]] ||
-  die "$dir is there and was not made by this script: name another folder with --dir"
-touch "$dir/.fwm-wheel-check"
-if [[ $keep == 0 ]]; then trap 'rm -rf "$dir"' EXIT; fi
+own_folder "$dir" "$keep"
 python=$dir/venv/bin/python
 pip=("$python" -m pip --quiet --disable-pip-version-check)
 
 say "making an environment with torch and without fairseq"
 [[ -x $python ]] || "${FWM_PYTHON:-python3}" -m venv "$dir/venv"
 "${pip[@]}" install --constraint "$root/constraints.txt" \
-  torch numpy build setuptools wheel ninja pytest pytest-xdist hypothesis tqdm
+  torch numpy build setuptools wheel ninja safetensors pytest pytest-xdist hypothesis tqdm
 
 say "building the sdist and the wheel"
 rm -rf "${dir:?}/dist" "${dir:?}/sdist"
@@ -90,9 +85,7 @@ tar -xzf "${sdist[0]}" -C "$dir/sdist" --strip-components=1
 rm -r "$dir/sdist/fairseq_fwm" # the installed package is the one to test
 cd "$dir/sdist"
 export OMP_NUM_THREADS=1
-"$python" -m pytest --quiet --doctest-modules --pyargs fairseq_fwm.nn fairseq_fwm.ops fairseq_fwm.mixers \
-  fairseq_fwm.feature_maps
-"$python" -m pytest --quiet -n 2 -m "not slow" tests/test_nn.py tests/test_ops.py tests/test_kernels.py \
+"$python" -m pytest --quiet -n 2 -m "not slow" tests/test_doctests.py tests/test_nn.py tests/test_ops.py tests/test_kernels.py \
   tests/test_feature_maps.py tests/test_mixers.py tests/test_recall.py tests/test_recurrent_ops.py \
-  tests/test_recurrent_mixers.py
+  tests/test_recurrent_mixers.py tests/test_trained_models.py
 say "all checks passed"

@@ -44,19 +44,19 @@ class Task:
 
 def build(cls=FWMTransformerModel, **flags):
     task = Task()
-    args = argparse.Namespace(
-        encoder_embed_dim=16,
-        encoder_ffn_embed_dim=16,
-        encoder_layers=2,
-        encoder_attention_heads=2,
-        decoder_layers=2,
-        decoder_attention_heads=2,
-        share_all_embeddings=True,
-        dropout=0.0,
-        max_source_positions=64,
-        max_target_positions=64,
-        **flags,
-    )
+    shape = {
+        "encoder_embed_dim": 16,
+        "encoder_ffn_embed_dim": 16,
+        "encoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "decoder_layers": 2,
+        "decoder_attention_heads": 2,
+        "share_all_embeddings": True,
+        "dropout": 0.0,
+        "max_source_positions": 64,
+        "max_target_positions": 64,
+    }
+    args = argparse.Namespace(**shape | flags)
     torch.manual_seed(0)
     return cls.build_model(args, task).eval(), task
 

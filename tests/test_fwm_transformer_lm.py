@@ -12,8 +12,8 @@ from fairseq.criterions.adaptive_loss import AdaptiveLoss
 from fairseq.sequence_generator import SequenceGenerator
 
 import fairseq_fwm  # noqa: F401
-from fairseq_fwm.modules.positions import ReversedSinusoids
 from fairseq_fwm.modules.stream import Stream
+from fairseq_fwm.nn.positions import ReversedSinusoids
 
 WORDS = 267_735
 TINY = {

@@ -12,9 +12,9 @@ pytest.importorskip("fairseq", reason="fairseq is not installed")
 from language_models import build, tokens
 
 import fairseq_fwm  # noqa: F401
-from fairseq_fwm.modules.positions import Sinusoids
 from fairseq_fwm.modules.relative_attention import MEMORY, RelativeAttention, by_key
 from fairseq_fwm.modules.stream import Stream
+from fairseq_fwm.nn.positions import Sinusoids
 
 DIM = 16
 SMALL = {

@@ -124,9 +124,13 @@ class RecurrentDeltaMixer(RecurrentMixer, name="recurrent_delta"):
         )
 
     def writes(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return k, v ``(N, H, T, d)`` and beta ``(N, H, T)`` that a sequence writes.
+        """Return what a sequence writes, for :mod:`fairseq_fwm.inspection`.
 
-        For :mod:`fairseq_fwm.inspection`; ``projected`` is ``(N, H, T, 3d + 1)``.
+        Args:
+            projected: ``(N, H, T, 3d + 1)``.
+
+        Returns:
+            k, v ``(N, H, T, d)`` and beta ``(N, H, T)``.
         """
         y, _ = self._run(projected, None, None, False)
         last = torch.nn.functional.pad(y[:, :, :-1], (0, 0, 1, 0)).to(self.recurrent.dtype)

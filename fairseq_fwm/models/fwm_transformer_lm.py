@@ -23,8 +23,8 @@ from fairseq_fwm.models.flags import FastWeightFlags, check_sites, seed_random_f
 from fairseq_fwm.models.fwm_transformer import FWMTransformerConfig, FWMTransformerDecoder
 from fairseq_fwm.modules.adaptive_softmax import TiedAdaptiveSoftmax
 from fairseq_fwm.modules.layers import SOFTMAX
-from fairseq_fwm.modules.positions import ReversedSinusoids
 from fairseq_fwm.modules.stream import Stream
+from fairseq_fwm.nn.positions import ReversedSinusoids
 
 POSITIONS = ChoiceEnum(["fairseq", "reversed"])
 INIT = ChoiceEnum(["fairseq", "normal"])

@@ -4,9 +4,9 @@ import torch
 from fairseq.modules.fairseq_dropout import FairseqDropout
 from torch import Tensor, nn
 
-from fairseq_fwm.modules.positions import Sinusoids
 from fairseq_fwm.modules.shared_source import IncrementalState
 from fairseq_fwm.modules.surface import FairseqAttention, is_causal
+from fairseq_fwm.nn.positions import Sinusoids
 
 MEMORY = "memory"
 """Key in the state: the last inputs, ``(N, M, C)``."""

@@ -23,6 +23,7 @@ class FastWeightAttention(nn.Module):
         feature_map: ``dpfp``, ``elu``, ``favor``, ...; the recurrent rules have softmax features.
         causal: position t sees positions up to t; otherwise all of them (``sum`` and ``delta``).
         bias: give the input projection a bias.
+        out_bias: give the output projection a bias.
         dropout: of the output, while training.
         options: further fields of :class:`fairseq_fwm.mixers.FastWeightConfig`: ``nu``, ``m``,
             ``sum_norm``, ``attn_norm``, ``scale``, ``impl``, ...
@@ -54,6 +55,7 @@ class FastWeightAttention(nn.Module):
         *,
         causal: bool = True,
         bias: bool = False,
+        out_bias: bool = True,
         dropout: float = 0.0,
         **options: Any,
     ) -> None:
@@ -65,7 +67,7 @@ class FastWeightAttention(nn.Module):
         site = "decoder_self" if causal else "encoder_self"
         self.mixer = build_mixer(head_dim or dim // heads, heads, config, site)
         self.in_proj = nn.Linear(dim, heads * self.mixer.projection_size, bias)
-        self.out_proj = nn.Linear(heads * self.mixer.value_dim, dim)
+        self.out_proj = nn.Linear(heads * self.mixer.value_dim, dim, out_bias)
         self.dropout = nn.Dropout(dropout)
 
     def init_state(self, batch: int) -> State:
