@@ -73,8 +73,8 @@ OUTSIDE = {
     "a matrix of weights, one row too far": (
         "recurrent",
         CUDA + "sequential.cuh",
-        "for (int i = 0; i < rows; i++) sum[i % 2] += x[i] * m[i * columns + j];",
-        "for (int i = 0; i <= rows; i++) sum[i % 2] += x[i] * m[i * columns + j];",
+        "return sum_of(rows, [&](int i) { return x[i] * m[i * columns + j]; });",
+        "return sum_of(rows + 1, [&](int i) { return x[i] * m[i * columns + j]; });",
     ),
 }
 

@@ -47,13 +47,7 @@ __global__ void __launch_bounds__(kSequentialThreads, 4)
     float* kept = static_cast<float*>(p.kept) + at * M;  // q | k | v - S^T k | beta
     by_thread(d, [&](int j) {
       const float rest = v[j] - column_sum(S, d, d, j, k), u = beta * rest;
-      float sum[2] = {};
-      for (int i = 0; i < d; i++) {
-        const float e = S[i * d + j] + k[i] * u;
-        S[i * d + j] = e;
-        sum[i % 2] += q[i] * e;
-      }
-      const float out = sum[0] + sum[1];
+      const float out = sum_of(d, [&](int i) { return q[i] * (S[i * d + j] += k[i] * u); });
       kept[j] = q[j], kept[d + j] = k[j], kept[2 * d + j] = rest;
       if (j == 0) kept[3 * d] = beta;
       static_cast<float*>(p.y)[at * d + j] = on ? out : 0.0f;
@@ -99,6 +93,7 @@ __global__ void __launch_bounds__(kSequentialThreads, 4)
     by_warp(d, [&](int i) {
       const float q_i = q[i], k_i = k[i];
       float to_q = 0.0f, to_k = 0.0f;
+#pragma unroll 1
       for (int j = threadIdx.x % 32; j < d; j += 32) {
         const float u = beta * r[j], e = G[i * d + j] + q_i * g[j], old = S[i * d + j];
         to_q += old * g[j], to_k += e * u;

@@ -56,9 +56,8 @@ __global__ void __launch_bounds__(kSequentialThreads, 4)
     float* kept = static_cast<float*>(p.kept) + at * keeps;
     by_thread(2 * d + 4, [&](int j) { kept[j] = q[j]; });
     by_thread(M, [&](int j) {
-      float sum[2] = {};
-      for (int i = 0; i < d; i++) sum[i % 2] += (q[i] - k[i]) * W[i * M + j];
-      const float change = sum[0] + sum[1], u = beta[part_of(j, d)] * change;
+      const float change = sum_of(d, [&](int i) { return (q[i] - k[i]) * W[i * M + j]; });
+      const float u = beta[part_of(j, d)] * change;
       kept[2 * d + 4 + j] = change;
       for (int i = 0; i < d; i++) W[i * M + j] += k[i] * u;
     });
@@ -69,7 +68,7 @@ __global__ void __launch_bounds__(kSequentialThreads, 4)
 
 // G is the gradient of W. What was written is taken back from W, which lies in `room` if not in shared
 // memory.
-__global__ void __launch_bounds__(kSequentialThreads, 3)
+__global__ void __launch_bounds__(kSequentialThreads, 4)
     self_referential_backward_kernel(FWM_GPU_PARAMETER SelfReferential p, float* room, int matrices) {
   SharedMemory shared;
   const int d = int(p.d), M = 3 * d + 4, T = int(p.T), keeps = 5 * d + 8;
@@ -113,6 +112,7 @@ __global__ void __launch_bounds__(kSequentialThreads, 3)
       }
       const float k_i = k[i], apart = q[i] - k_i;
       float to_k = 0.0f, to_apart = 0.0f;
+#pragma unroll 1
       for (int j = lane; j < M; j += 32) {
         const float u = beta[part_of(j, d)] * change[j], old = G[i * M + j], w = W[i * M + j] - k_i * u;
         to_k += old * u, to_apart += w * d_change[j];

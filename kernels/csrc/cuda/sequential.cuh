@@ -25,14 +25,21 @@ __device__ __forceinline__ void by_warp(int count, Run run) {
 template <class Run>
 __device__ __forceinline__ float along_row(int columns, Run run) {
   float sum = 0.0f;
+#pragma unroll 1  // a lane has few numbers of a row
   for (int j = threadIdx.x % 32; j < columns; j += 32) sum += run(j);
   return warp_sum(sum);
 }
+// sum_i run(i), two sums at a time, so that one addition need not wait for the other.
+template <class Run>
+__device__ __forceinline__ float sum_of(int count, Run run) {
+  float even = 0.0f, odd = 0.0f;
+  for (int i = 0; i + 1 < count; i += 2) even += run(i), odd += run(i + 1);
+  if (count % 2) even += run(count - 1);
+  return even + odd;
+}
 // sum_i x_i m_ij of a column.
 __device__ __forceinline__ float column_sum(const float* m, int rows, int columns, int j, const float* x) {
-  float sum[2] = {};
-  for (int i = 0; i < rows; i++) sum[i % 2] += x[i] * m[i * columns + j];
-  return sum[0] + sum[1];
+  return sum_of(rows, [&](int i) { return x[i] * m[i * columns + j]; });
 }
 
 // A matrix that changes from step to step.
@@ -63,8 +70,8 @@ struct Sequential {
 
   Sequential(Index wanted_threads, std::size_t vectors, int count, Index numbers, std::size_t limit)
       : bytes(vectors) {
-    const Index whole = (wanted_threads + 31) / 32 * 32;
-    threads = int(whole < 64 ? 64 : whole > kSequentialThreads ? kSequentialThreads : whole);
+    // Numbers of threads that registers can be shared out among without a rest.
+    threads = wanted_threads <= 64 ? 64 : wanted_threads <= 128 ? 128 : kSequentialThreads;
     const std::size_t matrix = shared_bytes<float>(int(numbers));
     while (matrices < count && bytes + matrix <= limit) bytes += matrix, matrices++;
   }
