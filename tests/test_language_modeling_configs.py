@@ -5,13 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 pytest.importorskip("fairseq", reason="fairseq is not installed")
 
-from fairseq.dataclass.initialize import add_defaults, hydra_init
 from fairseq.models import ARCH_CONFIG_REGISTRY
-from hydra import compose, initialize_config_dir
+from hydra_rows import load_row
 
 import fairseq_fwm  # noqa: F401
 
@@ -27,14 +25,7 @@ pytestmark = [
 
 
 def load(row, *overrides):
-    """Return a row's whole configuration, as ``fairseq-hydra-train`` makes it."""
-    hydra_init(row)
-    with initialize_config_dir(version_base="1.1", config_dir=str(FOLDER)):
-        cfg = compose(row, overrides=list(overrides))
-    add_defaults(cfg)
-    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
-    OmegaConf.set_struct(cfg, True)
-    return cfg
+    return load_row(FOLDER, row, *overrides)
 
 
 @pytest.fixture(scope="module")
