@@ -2,6 +2,7 @@
 
 import random
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ import pytest
 pytest.importorskip("fairseq", reason="fairseq is not installed")
 
 from fairseq.models import ARCH_CONFIG_REGISTRY
-from hydra_rows import load_row
 
 import fairseq_fwm  # noqa: F401
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+from config_rows import load_row  # noqa: E402
 
 FOLDER = Path(__file__).resolve().parent.parent / "configs" / "language_modeling"
 ROWS = sorted(path.stem for path in FOLDER.glob("*.yaml"))

@@ -6,6 +6,7 @@ import random
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,14 @@ pytest.importorskip("fairseq", reason="fairseq is not installed")
 from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import ARCH_CONFIG_REGISTRY
-from hydra_rows import load_row
 
 import fairseq_fwm  # noqa: F401
 from fairseq_fwm.models.fwm_transformer import FWMTransformerConfig
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+from config_rows import load_row  # noqa: E402
+
 FOLDER = ROOT / "configs" / "translation"
 ROWS = sorted(path.stem for path in FOLDER.glob("*_*.yaml"))
 SCRIPTS = {corpus: ROOT / "scripts" / f"train_{corpus}.sh" for corpus in ("wmt14", "iwslt14")}
