@@ -204,8 +204,8 @@ def estimate(plan: Plan, cfg: Any, corpus: Corpus, args: argparse.Namespace) -> 
         hours = plan.hours(tokens, GPUS[args.gpu], part, gpus)
         yield f"estimated: {hours_text(hours)} hours on {gpus} {args.gpu}"
     yield (
-        f"  for {tokens / 1e9:.2f} G target tokens; assumed: {part:.0%} of the peak of {GPUS[args.gpu] / 1e12:.0f} T operations a second "
-        f"on every GPU ({corpus.why})"
+        f"  for {tokens / 1e9:.2f} G target tokens; assumed on every GPU: {part:.0%} of its peak "
+        f"of {GPUS[args.gpu] / 1e12:.0f} T operations a second ({corpus.why})"
     )
 
 
@@ -229,8 +229,12 @@ def table_variants() -> dict[str, tuple[int | None, list[str]]]:
         rows[f"FAVOR+, m = {m}"] = (2 * m, [*everywhere, "favor", "--fwm-favor-features", str(m)])
     rows["ELU + 1, delta in the decoder"] = (64, [*delta, "elu"])
     for nu in (1, 2, 3, 4):
-        name = f"DPFP, nu = {nu}, delta in the decoder"
-        rows[name] = (128 * nu, [*delta, "dpfp", "--fwm-dpfp-nu", str(nu)])
+        flags = [*delta, "dpfp", "--fwm-dpfp-nu", str(nu)]
+        rows[f"DPFP, nu = {nu}, delta in the decoder"] = (128 * nu, flags)
+    for nu in (1, 4):
+        flags = ["--fwm-encoder-self", "sum", "--fwm-cross", "sum", *delta, "dpfp"]
+        name = f"DPFP, nu = {nu}, delta in the decoder, sum elsewhere"
+        rows[name] = (128 * nu, [*flags, "--fwm-dpfp-nu", str(nu)])
     return rows
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import random
 import re
 import shlex
 import subprocess
@@ -17,6 +16,7 @@ pytest.importorskip("fairseq", reason="fairseq is not installed")
 from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import ARCH_CONFIG_REGISTRY
+from translation_data import capitals
 
 import fairseq_fwm  # noqa: F401
 from fairseq_fwm.models.fwm_transformer import FWMTransformerConfig
@@ -142,19 +142,7 @@ def test_bad_arguments_are_refused(arguments, message):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, run):
-    """Binarised sentences in which German is English in capitals, each way."""
-    folder = tmp_path_factory.mktemp("corpus")
-    words = random.Random(0)
-    for split, count in ("train", 40), ("valid", 3):
-        lines = [" ".join(words.choices("abcdefgh", k=words.randint(2, 6))) for _ in range(count)]
-        (folder / f"{split}.en").write_text("\n".join(lines) + "\n")
-        (folder / f"{split}.de").write_text("\n".join(lines).upper() + "\n")
-    prefixes = [f"--{x}pref={folder / x}" for x in ("train", "valid")]
-    run(
-        *("-m", "fairseq_cli.preprocess", "-s", "en", "-t", "de", "--joined-dictionary"),
-        *("--destdir", folder / "bin", *prefixes),
-    )
-    return folder / "bin"
+    return capitals(tmp_path_factory.mktemp("corpus"), run, train=40, valid=3)
 
 
 SHAPE = {"layers": 1, "embed_dim": 8, "ffn_embed_dim": 8, "attention_heads": 2}
