@@ -141,10 +141,9 @@ train_translation() {
   fi
   cd "$root" || exit
   local file
-  for file in dict."${languages[1]}".txt dict."${languages[3]}".txt \
-    train."${languages[1]}-${languages[3]}.${languages[1]}".bin; do
+  for file in dict.{de,en}.txt; do
     [[ -f $data/$file ]] || die "$data holds no $file: make a data directory with" \
-      "scripts/prepare_${corpus}*.sh or fairseq-preprocess, and name it with --data"
+      "scripts/prepare_$corpus*.sh or fairseq-preprocess, and name it with --data"
   done
   use_python fairseq sacremoses sacrebleu torch tqdm
   lock_run "$dir"

@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import json
+import os
 import re
 import shlex
 import subprocess
@@ -180,6 +182,26 @@ def test_a_row_trains(row, data, root, tmp_path):
         "checkpoint_best.pt",
         "checkpoint_last.pt",
     }
+
+
+def test_a_script_trains_and_leaves_a_finished_run_alone(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("VIRTUAL_ENV", sys.prefix)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    shape = [
+        word
+        for side in ("encoder", "decoder")
+        for name, size in SHAPE.items()
+        for word in (f"--{side}-{name.replace('_', '-')}", str(size))
+    ]
+    small = "--max-update 2 --max-tokens 64 --num-workers 0 --required-batch-size-multiple 1"
+    command = ["dpfp-nu1-delta", "--cpu", "--data", str(data), "--runs", str(tmp_path), *shape]
+    command += [*small.split(), "--eval-bleu-args", TINY["task.eval_bleu_args"]]
+    script("iwslt14", *command)
+    run = tmp_path / "dpfp-nu1-delta-seed1"
+    record = json.loads((run / "run.json").read_text())
+    assert record["variant"] == "dpfp-nu1-delta" and record["finished"]
+    assert (run / "checkpoint_best.pt").is_file()
+    assert "training: already finished" in script("iwslt14", *command)
 
 
 @pytest.mark.parametrize("row", ROWS)
