@@ -5,7 +5,7 @@ Everything is computed from the model itself on torch's meta device (scripts/pla
 weights are allocated and no GPU is needed. Examples:
 
     python scripts/plan_run.py --row wmt14_dpfp_nu2
-    python scripts/plan_run.py --lengths 512,16384 --arch fwm_transformer_wmt_en_de_big \
+    python scripts/plan_run.py --lengths 512,16384 --arch fwm_transformer_wmt_en_de_big \\
         --share-all-embeddings --fwm-decoder-self delta --fwm-dpfp-nu 4 --checkpoint-activations
     python scripts/plan_run.py --table
 
@@ -253,15 +253,22 @@ def markdown(
         yield f"| {name} | {keys or ''} | {' | '.join(cells)} |"
 
 
-def print_table(args: argparse.Namespace) -> None:
-    """Print what the big model costs in every variant."""
-    corpus, plans = CORPORA["wmt14"], {}
+def table_plans(args: argparse.Namespace) -> dict[str, tuple[int | None, Plan]]:
+    """Compute every row of the table, with a progress bar."""
+    plans = {}
     bar = tqdm(table_variants().items(), desc="variants", disable=not sys.stderr.isatty())
     for name, (keys, flags) in bar:
         cfg = settings([*BIG, *flags, *args.fairseq])
-        plans[name] = (keys, Plan(cfg.model, args.vocabulary or corpus.words, args.kernels))
+        words = args.vocabulary or CORPORA["wmt14"].words
+        plans[name] = (keys, Plan(cfg.model, words, args.kernels))
         for length in (*args.lengths, RECIPE_LENGTH):
             plans[name][1].at(length)
+    return plans
+
+
+def print_table(args: argparse.Namespace) -> None:
+    """Print what the big model costs in every variant."""
+    corpus, plans = CORPORA["wmt14"], table_plans(args)
     softmax = plans["softmax"][1]
     part, tokens = args.utilisation or corpus.utilisation, 45 * corpus.tokens
     print(
