@@ -172,24 +172,27 @@ def column_orthogonal(
     ``reuse_norms`` takes the norms from the Gaussian matrix that gave the directions, as the
     retrieval experiments did; independent norms keep the kernel estimate unbiased.
     """
+    # On the CPU also where a model is built on another default device: the generator is there.
+    kind = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
     blocks = []
     for start in range(0, m, d):
-        gaussian = torch.randn(d, d, generator=generator, dtype=torch.float64)
+        gaussian = torch.randn(d, d, **kind)
         q, _ = torch.linalg.qr(gaussian)
         if not reuse_norms:
-            gaussian = torch.randn(d, d, generator=generator, dtype=torch.float64)
+            gaussian = torch.randn(d, d, **kind)
         blocks.append((q * gaussian.norm(dim=1))[:, : min(d, m - start)])
     return torch.cat(blocks, 1).float()
 
 
 def row_orthogonal(d: int, m: int, generator: torch.Generator) -> Tensor:
     """Draw ``(d, m)`` with rows orthogonal in blocks of m, norms those of Gaussian vectors."""
+    kind = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
     blocks = []
     for start in range(0, d, m):
-        gaussian = torch.randn(m, m, generator=generator, dtype=torch.float64)
+        gaussian = torch.randn(m, m, **kind)
         q, _ = torch.linalg.qr(gaussian)
         blocks.append(q.T[: min(m, d - start)])
-    norms = torch.randn(d, m, generator=generator, dtype=torch.float64).norm(dim=1, keepdim=True)
+    norms = torch.randn(d, m, **kind).norm(dim=1, keepdim=True)
     return (torch.cat(blocks, 0) * norms).float()
 
 
@@ -259,7 +262,8 @@ class FavorFeatureMap(FeatureMap):
             self.resample(num_updates)
 
     def _draw(self, update: int) -> Tensor:
-        generator = torch.Generator().manual_seed((self.seed * 1_000_000_007 + update) % 2**63)
+        seed = (self.seed * 1_000_000_007 + update) % 2**63
+        generator = torch.Generator("cpu").manual_seed(seed)
         if self.variant == "toolkit":
             return row_orthogonal(self.head_dim, self.m, generator)
         return column_orthogonal(

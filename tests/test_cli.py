@@ -1,12 +1,13 @@
 """fairseq's own commands with ``--user-dir`` on a checkout: train, resume, generate, translate."""
 
-import random
 import re
 import shutil
 
 import pytest
 
 pytest.importorskip("fairseq", reason="fairseq is not installed")
+
+from translation_data import capitals
 
 import fairseq_fwm  # noqa: F401
 
@@ -27,19 +28,7 @@ TRAIN = (
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, run):
-    """A binarised corpus in which German is English in capitals."""
-    folder = tmp_path_factory.mktemp("corpus")
-    words = random.Random(0)
-    for split, count in ("train", 60), ("valid", 8), ("test", 8):
-        lines = [" ".join(words.choices("abcdefgh", k=words.randint(2, 9))) for _ in range(count)]
-        (folder / f"{split}.en").write_text("\n".join(lines) + "\n")
-        (folder / f"{split}.de").write_text("\n".join(lines).upper() + "\n")
-    prefixes = [f"--{x}pref={folder / x}" for x in ("train", "valid", "test")]
-    run(
-        *("-m", "fairseq_cli.preprocess", "-s", "en", "-t", "de", "--joined-dictionary"),
-        *("--destdir", folder / "bin", *prefixes),
-    )
-    return folder / "bin"
+    return capitals(tmp_path_factory.mktemp("corpus"), run)
 
 
 def train(run, root, data, save_dir, *flags, status=0):

@@ -2,18 +2,19 @@
 
 import random
 import re
+import sys
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 pytest.importorskip("fairseq", reason="fairseq is not installed")
 
-from fairseq.dataclass.initialize import add_defaults, hydra_init
 from fairseq.models import ARCH_CONFIG_REGISTRY
-from hydra import compose, initialize_config_dir
 
 import fairseq_fwm  # noqa: F401
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+from config_rows import load_row  # noqa: E402
 
 FOLDER = Path(__file__).resolve().parent.parent / "configs" / "language_modeling"
 ROWS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -27,14 +28,7 @@ pytestmark = [
 
 
 def load(row, *overrides):
-    """Return a row's whole configuration, as ``fairseq-hydra-train`` makes it."""
-    hydra_init(row)
-    with initialize_config_dir(version_base="1.1", config_dir=str(FOLDER)):
-        cfg = compose(row, overrides=list(overrides))
-    add_defaults(cfg)
-    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
-    OmegaConf.set_struct(cfg, True)
-    return cfg
+    return load_row(FOLDER, row, *overrides)
 
 
 @pytest.fixture(scope="module")
