@@ -5,6 +5,7 @@ python scripts/results_formal.py --runs runs/formal --out docs/results/formal_la
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,7 +39,8 @@ def percent(value: float | None) -> str:
     """Return a percentage, whole ones without decimals."""
     if value is None:
         return "-"
-    return f"{value:.0f}" if value in (0, 100) else f"{value:.1f}"
+    # Cut, not rounded: 99.95 is not 100.
+    return f"{value:.0f}" if value in (0, 100) else f"{math.floor(10 * value + 1e-6) / 10:.1f}"
 
 
 def accuracy_row(model: str, cells: Cells) -> list[str]:
