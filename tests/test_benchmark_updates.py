@@ -44,7 +44,7 @@ def test_a_side_that_computes_something_else_is_no_contestant():
         model = torch.nn.Linear(3, 1)
         return bench.Updates(model, lambda: [batch], lambda m, x: factor * m(x).sum(), 0.1)
 
-    args = argparse.Namespace(rounds=2, updates=1)
+    args = argparse.Namespace(rounds=2, updates=1, threads=1)
     works = {"kernel": side(1), "loop": side(2)}
     with pytest.raises(SystemExit, match="toy: kernel computes something else"):
         bench.compare(works, args, "toy")

@@ -109,7 +109,7 @@ def test_everything_runs_and_is_reported(machine) -> None:
     done, asked, page = machine(sanitizer=True)
     assert done.returncode == 0, done.stderr
     assert "cuda -m pytest tests/test_cuda_chunkwise.py tests/test_cuda_kernels.py" in asked
-    assert "--ignore=tests/test_cuda_kernels.py tests" in asked
+    assert "--ignore=tests/test_cuda_recurrent.py tests" in asked
     assert "pip install --no-build-isolation --no-deps -e ." in asked
     assert "on Some GPU" in page
     assert "| tests | ok | 3 passed, 1 skipped in 1.50s |" in page
