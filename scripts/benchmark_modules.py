@@ -25,8 +25,9 @@ from typing import Any
 
 sys.path[:0] = map(str, (Path(__file__).resolve().parent, Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
-from benchmark_conditions import BenchmarkError, environment, quieten, warnings_beside  # noqa: E402
-from benchmark_sides import alone, measure, run_child  # noqa: E402
+from benchmark_conditions import BenchmarkError, quieten  # noqa: E402
+from benchmark_sides import alone, clock_of, measure, run_child  # noqa: E402
+from benchmark_updates import begin  # noqa: E402
 from data_files import write_json  # noqa: E402
 from result_tables import put_between_markers, table  # noqa: E402
 
@@ -125,7 +126,7 @@ def compare(size: Size, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         side: {"added_mb": alone(Path(__file__), size, side, **options)["added_mb"]}
         for side in works
     }
-    clock = "cpu" if args.threads == 1 else "wall"
+    clock = clock_of(args.threads)
     for side, times in measure(works, args.rounds, 1200.0, "passes").items():
         found[side]["seconds"] = min(times[clock][1:] or times[clock])
     for side in found:
@@ -180,12 +181,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(arguments)
     if args.child:
         return run_child(args.child, {"modules": Size})
-    args.argv, args.quick = list(arguments or sys.argv[1:]), False
-    torch.set_num_threads(args.threads)
-    for warning in warnings_beside(args.threads):
-        print(f"warning: {warning}", file=sys.stderr)
+    about = begin(args, __file__, arguments or sys.argv[1:])
     size = Size(args.dim, args.depth, args.nu, args.batch, args.length)
-    found, about = compare(size, args), environment(Path(__file__).name, args)
+    found = compare(size, args)
     text = page(found, size, about)
     print(text)
     if args.out:

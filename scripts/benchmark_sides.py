@@ -63,6 +63,11 @@ def measure(
     return times
 
 
+def clock_of(threads: int) -> str:
+    """Return which of the times counts: with one thread CPU time, which leaves others out."""
+    return "cpu" if threads == 1 else "wall"
+
+
 def memory_of_process() -> dict[str, float]:
     """Return this process's memory and its peak, in MB (Linux)."""
     lines = Path("/proc/self/status").read_text().splitlines()

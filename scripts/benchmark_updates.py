@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from benchmark_conditions import environment, warnings_beside
-from benchmark_sides import measure
+from benchmark_sides import clock_of, measure
 from data_files import write_json
 from torch import Tensor, nn
 
@@ -97,8 +97,7 @@ def compare(
         found = work.losses[: args.updates]
         if not np.allclose(found, expected, rtol=1e-3):
             raise SystemExit(f"{label}: {name} computes something else: {found}, not {expected}")
-    # With one thread CPU time, which leaves out what other processes take.
-    clock = "cpu" if args.threads == 1 else "wall"
+    clock = clock_of(args.threads)
     seconds = {name: statistics.median(t[clock]) / args.updates for name, t in times.items()}
     return {
         "updates_per_second": {name: 1 / value for name, value in seconds.items()},

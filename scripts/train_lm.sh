@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Train one variant of a small language model and evaluate it; see --help.
 set -euo pipefail
-# shellcheck source-path=SCRIPTDIR source=common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source-path=SCRIPTDIR source=train_arguments.sh
+source "$(dirname "${BASH_SOURCE[0]}")/train_arguments.sh"
 
 usage() {
   cat <<'TEXT'
@@ -74,54 +74,15 @@ attention_flags() { # ATTENTION: softmax, or MAP-RULE with or without -no-attn-n
   [[ $rule != *-no-attn-norm ]] || printf '%s\n' --fwm-attn-norm none
 }
 
-list_variants() {
-  local one
-  for one in "${variants[@]}"; do
-    printf '%-31s %s\n' "$one" "$(variant_flags "$one" | tr '\n' ' ')"
-  done
-}
-
 seed=1 name='' data='' runs='' updates=3000 tokens=256 batch=16 sliding=20000 extra=()
 
-parse_arguments() { # sets variant and the globals above
-  [[ $# -gt 0 ]] || { usage >&2; die "which VARIANT? One of: ${variants[*]}"; }
+take() { # OPTION VALUE
+  whole_number "$@"
   case $1 in
-    --list) list_variants; exit ;;
-    -h | --help) usage; exit ;;
-  esac
-  variant=$1
-  shift
-  [[ " ${variants[*]} " == *" $variant "* ]] \
-    || die "unknown variant '$variant'. Valid ones: ${variants[*]}"
-  while (($#)); do
-    case $1 in
-      --seed | --name | --data | --runs | --updates | --tokens-per-sample | --batch-size | \
-        --sliding-limit)
-        [[ -n ${2:-} ]] || die "$1 needs a value"
-        take "$1" "$2"
-        shift 2
-        ;;
-      -h | --help) usage; exit ;;
-      *) extra+=("$1"); shift ;;
-    esac
-  done
-}
-
-take() { # FLAG VALUE
-  case $1 in
-    --name) name=$2 ;;
-    --data) data=$(realpath -m "$2") ;;
-    --runs) runs=$(realpath -m "$2") ;;
-    *)
-      [[ $2 =~ ^[0-9]+$ ]] || die "$1 must be a whole number, not '$2'"
-      case $1 in
-        --seed) seed=$2 ;;
-        --updates) updates=$2 ;;
-        --tokens-per-sample) tokens=$2 ;;
-        --batch-size) batch=$2 ;;
-        --sliding-limit) sliding=$2 ;;
-      esac
-      ;;
+    --updates) updates=$2 ;;
+    --tokens-per-sample) tokens=$2 ;;
+    --batch-size) batch=$2 ;;
+    --sliding-limit) sliding=$2 ;;
   esac
 }
 
@@ -138,9 +99,7 @@ set_command() { # sets command and dir from the arguments
   local flags
   [[ -n $name ]] || name=$variant-seed$seed
   [[ -n $runs ]] || runs=$root/runs/lm/${data##*/}
-  # Paths from the project's root: the recorded command can be given again elsewhere.
-  dir=$(realpath -m --relative-to="$root" "$runs/$name")
-  data=$(realpath -m --relative-to="$root" "$data")
+  set_paths
   mapfile -t flags < <(variant_flags "$variant")
   command=(
     fairseq-train "$data" --user-dir fairseq_fwm --task streaming_language_modeling
@@ -157,7 +116,7 @@ set_command() { # sets command and dir from the arguments
 }
 
 main() {
-  parse_arguments "$@"
+  parse_training '--updates --tokens-per-sample --batch-size --sliding-limit' '' "$@"
   check_data
   set_command
   cd "$root"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Train one variant on Multi30k, then average, translate and score it.
 set -euo pipefail
-# shellcheck source-path=SCRIPTDIR source=common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source-path=SCRIPTDIR source=train_arguments.sh
+source "$(dirname "${BASH_SOURCE[0]}")/train_arguments.sh"
 
 usage() {
   cat <<'TEXT'
@@ -46,58 +46,25 @@ variant_flags() { # VARIANT: the sites and the feature map, one word a line
 variants=(softmax elu-sum favor-sum dpfp-sum elu-delta dpfp-delta sum-everywhere
   elu-sum-everywhere)
 
-list_variants() {
-  local name
-  for name in "${variants[@]}"; do
-    printf '%-20s %s\n' "$name" "$(variant_flags "$name" | tr '\n' ' ')"
-  done
-}
-
 seed=1 budget=reduced name='' data=$root/runs/multi30k/data-bin runs=$root/runs/multi30k
 average=10 extra=()
 
-parse_arguments() { # sets variant and the globals above
-  [[ $# -gt 0 ]] || { usage >&2; die "which VARIANT? One of: ${variants[*]}"; }
+take() { # OPTION VALUE
   case $1 in
-    --list) list_variants; exit ;;
-    -h | --help) usage; exit ;;
+    --budget) budget=$2 ;;
+    --average) average=$2 ;;
   esac
-  variant=$1
-  shift
-  variant_flags "$variant" >/dev/null \
-    || die "unknown variant '$variant'. Valid ones: ${variants[*]}"
-  while (($#)); do
-    case $1 in
-      --seed | --budget | --name | --data | --runs | --average)
-        [[ -n ${2:-} ]] || die "$1 needs a value"
-        case $1 in
-          --seed) seed=$2 ;;
-          --budget) budget=$2 ;;
-          --name) name=$2 ;;
-          --average) average=$2 ;;
-          --data) data=$(realpath -m "$2") ;;
-          --runs) runs=$(realpath -m "$2") ;;
-        esac
-        shift 2
-        ;;
-      -h | --help) usage; exit ;;
-      *) extra+=("$1"); shift ;;
-    esac
-  done
 }
 
 set_command() { # sets command from the arguments
   local sites budget_flags
-  [[ $seed =~ ^[0-9]+$ ]] || die "--seed must be a whole number, not '$seed'"
   case $budget in
     reduced) budget_flags=(--lr 0.004 --warmup-updates 1000 --update-freq 1 --max-update 3000) ;;
     full) budget_flags=(--lr 0.005 --warmup-updates 2000 --update-freq 2 --max-update 8000) ;;
     *) die "--budget must be reduced or full, not '$budget'" ;;
   esac
   [[ -n $name ]] || name=$variant-seed$seed$([[ $budget == reduced ]] || echo "-$budget")
-  # Paths from the project's root: the recorded command can be given again elsewhere.
-  dir=$(realpath -m --relative-to="$root" "$runs/$name")
-  data=$(realpath -m --relative-to="$root" "$data")
+  set_paths
   mapfile -t sites < <(variant_flags "$variant")
   command=(
     fairseq-train "$data" -s en -t de --user-dir fairseq_fwm --arch fwm_transformer_tiny
@@ -111,7 +78,7 @@ set_command() { # sets command from the arguments
 }
 
 main() {
-  parse_arguments "$@"
+  parse_training '--budget --average' '' "$@"
   set_command
   cd "$root"
   [[ -f $data/dict.de.txt && -f $data/data.json ]] \

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
 # Sourced by train_wmt14.sh and train_iwslt14.sh, which then set what is empty here.
 
-# shellcheck source-path=SCRIPTDIR source=common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source-path=SCRIPTDIR source=train_arguments.sh
+source "$(dirname "${BASH_SOURCE[0]}")/train_arguments.sh"
 
 corpus=''       # names runs/CORPUS
 languages=()    # the direction, as flags
@@ -62,49 +62,13 @@ variant_flags() { # VARIANT: the sites and the feature map, one word a line
   printf '%s\n' --fwm-sum-norm "${norms[0]}" --fwm-attn-norm "${norms[1]}"
 }
 
-list_variants() {
-  local one
-  for one in "${variants[@]}"; do
-    printf '%-15s %s\n' "$one" "$(variant_flags "$one" | tr '\n' ' ')"
-  done
-}
-
 seed=1 name='' data='' runs='' gpus=1 cpu='' only_print='' extra=()
 
-parse_arguments() { # sets variant and the globals above
-  [[ $# -gt 0 ]] || { usage >&2; die "which VARIANT? One of: ${variants[*]}"; }
+take() { # SWITCH, or OPTION VALUE
   case $1 in
-    --list) list_variants; exit ;;
-    -h | --help) usage; exit ;;
-  esac
-  variant=$1
-  shift
-  [[ " ${variants[*]} " == *" $variant "* ]] \
-    || die "unknown variant '$variant'. Valid ones: ${variants[*]}"
-  while (($#)); do
-    case $1 in
-      --seed | --name | --data | --runs | --gpus)
-        [[ -n ${2:-} ]] || die "$1 needs a value"
-        take "$1" "$2"
-        shift 2
-        ;;
-      --cpu) cpu=1; shift ;;
-      --print) only_print=1; shift ;;
-      -h | --help) usage; exit ;;
-      *) extra+=("$1"); shift ;;
-    esac
-  done
-}
-
-take() { # FLAG VALUE
-  case $1 in
-    --name) name=$2 ;;
-    --data) data=$(realpath -m "$2") ;;
-    --runs) runs=$(realpath -m "$2") ;;
-    *)
-      [[ $2 =~ ^[0-9]+$ ]] || die "$1 must be a whole number, not '$2'"
-      case $1 in --seed) seed=$2 ;; --gpus) gpus=$2 ;; esac
-      ;;
+    --cpu) cpu=1 ;;
+    --print) only_print=1 ;;
+    --gpus) whole_number "$@"; gpus=$2 ;;
   esac
 }
 
@@ -116,9 +80,7 @@ set_command() { # sets command and dir from the arguments
   [[ -n $name ]] || name=$variant-seed$seed
   [[ -n $runs ]] || runs=$root/runs/$corpus
   [[ -n $data ]] || data=$root/runs/$corpus/data-bin
-  # Paths from the project's root: the recorded command can be given again elsewhere.
-  dir=$(realpath -m --relative-to="$root" "$runs/$name")
-  data=$(realpath -m --relative-to="$root" "$data")
+  set_paths
   mapfile -t flags < <(variant_flags "$variant")
   command=(
     fairseq-train "$data" --user-dir fairseq_fwm --task translation "${languages[@]}"
@@ -133,7 +95,7 @@ set_command() { # sets command and dir from the arguments
 }
 
 train_translation() {
-  parse_arguments "$@"
+  parse_training '--gpus' '--cpu --print' "$@"
   set_command
   if [[ -n $only_print ]]; then
     printf '%s\n' "${command[*]@Q}"

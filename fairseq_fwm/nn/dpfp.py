@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fairseq_fwm.mixers import FastWeightState
 from fairseq_fwm.nn.attention import FastWeightAttention
-from fairseq_fwm.nn.transformer import FastWeightBlock
+from fairseq_fwm.nn.transformer import FastWeightBlock, run_blocks
 from fairseq_fwm.ops import FeatureSpec, causal_delta_step
 from fairseq_fwm.ops.features import check_nu
 
@@ -171,11 +171,8 @@ class DPFPformer(nn.Module):
             mask: ``(N, T)`` bool, False at padding.
             return_weights: return the memories after the last position, too.
         """
-        memories = []
-        for i, layer in enumerate(self.layers):
-            state = None if W is None else FastWeightState(W[i], None)
-            x = layer(x, state, mask, return_weights)
-            if return_weights:
-                x, state = x
-                memories.append(state.weights)
-        return (x, torch.stack(memories)) if return_weights else x
+        states = None if W is None else [FastWeightState(memory, None) for memory in W]
+        if not return_weights:
+            return run_blocks(self.layers, x, states, mask)
+        x, states = run_blocks(self.layers, x, states, mask, return_state=True)
+        return x, torch.stack([state.weights for state in states])

@@ -1,5 +1,6 @@
 """A transformer of fast weight attention layers, batch first."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -63,6 +64,23 @@ class FastWeightBlock(nn.Module):
 
     def _behind(self, norm: nn.Module, x: Tensor) -> Tensor:
         return x if self.pre_norm else norm(x)
+
+
+def run_blocks(
+    blocks: Iterable[nn.Module],
+    x: Tensor,
+    states: Sequence[State] | None = None,
+    mask: Tensor | None = None,
+    return_state: bool = False,
+) -> Tensor | tuple[Tensor, States]:
+    """Process a sequence by one block after the other; see :class:`FastWeightTransformer`."""
+    after = []
+    for i, block in enumerate(blocks):
+        x = block(x, None if states is None else states[i], mask, return_state)
+        if return_state:
+            x, state = x
+            after.append(state)
+    return (x, tuple(after)) if return_state else x
 
 
 class FastWeightTransformer(nn.Module):
@@ -130,13 +148,7 @@ class FastWeightTransformer(nn.Module):
         Returns:
             ``(N, T, dim)``; with ``return_state`` that and the states.
         """
-        after = []
-        for i, layer in enumerate(self.layers):
-            x = layer(x, None if states is None else states[i], mask, return_state)
-            if return_state:
-                x, state = x
-                after.append(state)
-        return (x, tuple(after)) if return_state else x
+        return run_blocks(self.layers, x, states, mask, return_state)
 
     def step(
         self, x: Tensor, states: States | None = None, mask: Tensor | None = None
