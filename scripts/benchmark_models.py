@@ -25,6 +25,7 @@ from fairseq_fwm.models.fwm_transformer import FWMTransformerConfig
 from fairseq_fwm.modules.layers import FWMTransformerDecoderLayer
 
 SOFTMAX, FAST_SOFTMAX, BEST = "softmax", "softmax-fast", "dpfp-delta"
+SMALL = {"bf16": "bfloat16", "int8": "int8"}  # generation only: the flag's values by their suffix
 NO_ATTENTION, PROJECTIONS = "no attention", "projections only"
 
 
@@ -47,6 +48,11 @@ VARIANTS = {
     BEST: _sites("delta", "dpfp"),
     "sum-everywhere": _sites("sum", "dpfp", "sum"),
     "elu-sum-everywhere": _sites("sum", "elu", "sum"),
+}
+VARIANTS |= {
+    f"{name}-{suffix}": VARIANTS[name] | {"fwm_inference_precision": precision}
+    for name in (SOFTMAX, "elu-sum", "elu-delta", BEST)
+    for suffix, precision in SMALL.items()
 }
 
 
@@ -323,7 +329,7 @@ class Generation:
     @property
     def name(self) -> str:
         """What the progress bar says."""
-        return f"generation {self.arch} {self.source} -> {self.length}"
+        return f"generation {self.arch} {self.sentences} x {self.source} -> {self.length}"
 
     def build(self, variant: str, seed: int) -> Work:
         """Prepare one side, with random weights."""

@@ -9,7 +9,7 @@ lm           forward and backward through 16 decoder layers (width 128, 8 heads,
              with the projections of the attention alone: no attention can be faster than that
 generation   fairseq's beam search with random weights, every hypothesis of exactly the length
              asked for (lengths are TARGET or TARGET:SOURCE; the source is as long as the target
-             otherwise)
+             otherwise; int8 and bf16 by --fwm-inference-precision)
 
 The variants change the decoder's self-attention and leave the rest softmax; 'softmax' is fairseq's
 own transformer. All variants of a case are in one process and take turns, so that their ratios
@@ -67,9 +67,9 @@ def make_cases(args: argparse.Namespace) -> Iterator[Any]:
             if section == "lm":
                 yield models.Stack(length, max(args.tokens, length), 2 if args.quick else None)
             elif section == "generation":
-                sentences = {"sentences": args.sentences, "beam": args.beam}
-                yield from (models.Generation(length, source, arch, **sentences)
-                            for arch in args.generation_archs)  # fmt: skip
+                yield from (models.Generation(length, source, arch, sentences, args.beam)
+                            for arch in args.generation_archs
+                            for sentences in args.sentences)  # fmt: skip
             else:
                 yield from (models.Translation(arch, length, args.tokens, args.batches)
                             for arch in args.archs)  # fmt: skip
@@ -141,14 +141,16 @@ def make_parser() -> argparse.ArgumentParser:
     add("--variants", nargs="+", metavar="NAME",
         help="what to compare (default: softmax, elu-sum, dpfp-sum, elu-delta, dpfp-delta; "
         "generation: softmax, softmax-fast, elu-sum, dpfp-delta); also sum-everywhere, "
-        "elu-sum-everywhere: encoder and cross-attention too")  # fmt: skip
+        "elu-sum-everywhere: encoder and cross-attention too; generation: NAME-bf16, NAME-int8 "
+        "for smaller numbers")  # fmt: skip
     add("--archs", nargs="+", choices=("tiny", "iwslt"), metavar="ARCH",
         help="translation: tiny, iwslt (default: both); generation: default tiny")  # fmt: skip
     add("--lengths", nargs="+", metavar="N[:S]",
         help="lengths instead of the section's own; needs --only with one section")  # fmt: skip
     add("--tokens", type=int, help="tokens of a batch or step (default 4096; quick: 512)")
     add("--batches", type=int, default=2, help="updates a run (default %(default)s)")
-    add("--sentences", type=int, default=4, help="generated at a time (default %(default)s)")
+    add("--sentences", type=int, nargs="+", default=[4], metavar="N",
+        help="generated at a time (default 4)")  # fmt: skip
     add("--beam", type=int, default=5, help="default %(default)s")
     add("--rounds", type=int, help="runs of each side (default 5; quick: 2)")
     add("--budget", type=float, default=600, metavar="SECONDS",

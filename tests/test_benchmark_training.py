@@ -53,7 +53,7 @@ def test_every_section_with_page_and_picture(tmp_path, capsys):
     assert "old" not in text and text.count("A quick run") >= 3
     for name in (*PAIR, "elu-sum", "dpfp-sum", "elu-delta", *models.STAND_INS):
         assert re.search(rf"^\| 8 \| {name} \|", text, re.MULTILINE), name
-    assert re.search(r"^\| tiny \| 9 \| 5 \| dpfp-delta \|", text, re.MULTILINE)
+    assert re.search(r"^\| tiny \| 4 \| 9 \| 5 \| dpfp-delta \|", text, re.MULTILINE)
     assert "translation tiny, T ~ 16, dpfp-delta against softmax" in text
     assert (tmp_path / "out" / "end_to_end.png").stat().st_size > 5000
 
@@ -137,6 +137,8 @@ def test_an_update_changes_the_parameters(monkeypatch):
 def test_generation_of_the_wrong_length_is_no_measurement(monkeypatch):
     work = models.Generation(6, 4, sentences=2, beam=2).build("dpfp-delta", 1)
     work.run()
+    for small in ("dpfp-delta-int8", "softmax-bf16"):
+        models.Generation(6, 4, sentences=1, beam=2).build(small, 1).run()
     monkeypatch.setattr(
         models.SequenceGenerator, "generate",
         lambda *a, **k: [[{"tokens": torch.zeros(3)}]],
@@ -167,7 +169,10 @@ def fake(softmax, ours, projections, threads=1):
     return {
         "translation": section(case(arch="tiny", length=16), case(arch="iwslt", length=16)),
         "lm": section(case(length=4096), case(length=256)),
-        "generation": section(case(arch="tiny", length=512, source=512, beam=5)),
+        "generation": section(
+            case(arch="tiny", length=512, source=512, beam=5, sentences=4),
+            case(arch="tiny", length=32, source=32, beam=5, sentences=4),
+        ),
     }
 
 

@@ -29,6 +29,7 @@ FAST_WEIGHTS = {
     "--fwm-attn-norm": ["auto", "none", "output", "full"],
     "--fwm-output-scale": ["one", "rsqrt"],
     "--fwm-impl": ["auto", "reference", "chunked", "cpu", "cuda", "fla"],
+    "--fwm-inference-precision": ["float32", "bfloat16", "int8"],
 }
 PUBLISHED = {"--fwm-init": ["fairseq", "normal"], "--fwm-tied-adaptive-softmax": None}
 FLAGS = {

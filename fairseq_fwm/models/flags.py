@@ -10,6 +10,7 @@ from fairseq_fwm.feature_maps import FEATURE_MAPS, FavorFeatureMap
 from fairseq_fwm.mixers import RECURRENT_MIXERS, SITES, UPDATE_RULES, why_invalid
 from fairseq_fwm.mixers.validity import ATTN_NORMS
 from fairseq_fwm.modules.layers import SOFTMAX, site_config
+from fairseq_fwm.modules.precision import PRECISIONS
 from fairseq_fwm.ops.dispatch import IMPLS
 
 
@@ -27,6 +28,7 @@ ATTN_NORM = ChoiceEnum(["auto", *ATTN_NORMS])
 OUTPUT_SCALE = ChoiceEnum(["one", "rsqrt"])
 FAVOR_VARIANT = ChoiceEnum(list(FavorFeatureMap.VARIANTS))
 IMPL = ChoiceEnum(list(IMPLS))
+PRECISION = ChoiceEnum(list(PRECISIONS))
 
 
 @dataclass
@@ -71,6 +73,10 @@ class FastWeightFlags:
     fwm_impl: IMPL = field(
         default="auto",
         metadata={"help": "implementation of the updates; a named one must be there"},
+    )
+    fwm_inference_precision: PRECISION = field(
+        default="float32",
+        metadata={"help": "numbers in generation and scoring on a CPU; no effect on training"},
     )
 
 

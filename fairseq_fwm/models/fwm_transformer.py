@@ -36,6 +36,7 @@ from fairseq_fwm.modules.layers import (
     decodes_fast,
     wrap_layer,
 )
+from fairseq_fwm.modules.precision import set_inference_precision
 from fairseq_fwm.modules.shared_source import BEAM, EncoderOut, beam_after, per_sentence, stays
 
 ENCODER_SELF = site_choices("encoder_self")
@@ -189,6 +190,7 @@ class FWMTransformerModel(TransformerModelBase):
             )
         super().prepare_for_inference_(cfg)
         self.decoder.needs_alignment = bool(wanted)
+        set_inference_precision(self, str(self.cfg.fwm_inference_precision))
 
 
 def _fill_fwm_defaults(args: Any) -> None:

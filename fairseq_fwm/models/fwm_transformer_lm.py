@@ -23,6 +23,7 @@ from fairseq_fwm.models.flags import FastWeightFlags, check_sites, seed_random_f
 from fairseq_fwm.models.fwm_transformer import FWMTransformerConfig, FWMTransformerDecoder
 from fairseq_fwm.modules.adaptive_softmax import TiedAdaptiveSoftmax
 from fairseq_fwm.modules.layers import SOFTMAX
+from fairseq_fwm.modules.precision import set_inference_precision
 from fairseq_fwm.modules.stream import Stream
 from fairseq_fwm.nn.positions import ReversedSinusoids
 
@@ -256,6 +257,12 @@ class FWMTransformerLanguageModel(TransformerLanguageModel):
             args.quant_noise_pq,
             args.quant_noise_pq_block_size,
         )
+
+    def prepare_for_inference_(self, cfg: Any) -> None:
+        """Prepare for generation and scoring as fairseq does, in the numbers asked for."""
+        super().prepare_for_inference_(cfg)
+        precision = getattr(self.decoder.cfg, "fwm_inference_precision", "float32")
+        set_inference_precision(self, str(precision))
 
 
 @torch.no_grad()

@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# Train one row of the paper's WikiText-103 tables.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=train_arguments.sh
+source "$(dirname "${BASH_SOURCE[0]}")/train_arguments.sh"
+
+usage() {
+  cat <<'TEXT'
+Usage: bash scripts/train_wikitext103.sh ROW [--seed N] [--name NAME] [--data DIR] [--runs DIR]
+            [--gpus N | --cpu] [--print] [KEY=VALUE ...]
+
+Trains one row of the language model tables of arXiv 2102.11174 with fairseq-hydra-train, as
+configs/language_modeling/ROW.yaml says. Prepare the data first: scripts/prepare_wikitext103.sh.
+
+  ROW      'bash scripts/train_wikitext103.sh --list' prints all
+  --seed   random seed (default 1111, the published one)
+  --name   name of the run (default ROW-seedN)
+  --data   data directory (default data/wikitext103)
+  --runs   where runs are kept (default runs/wikitext103)
+  --gpus   how many of this machine, a divisor of the row's streams (default 1): they share them
+  --cpu    without a GPU, to rehearse
+  --print  print the command and stop
+
+KEY=VALUE overrides a setting of the row, as in 'optimization.max_update=1000'; give such a run
+its own --name. Run it again to go on where it stopped. The run's directory gets train.log and
+checkpoints; score them with scripts/eval_lm.py, or let scripts/reproduce.py do all of it.
+TEXT
+}
+
+configs=$root/configs/language_modeling
+mapfile -t variants < <(cd "$configs" && printf '%s\n' *.yaml | sed 's/\.yaml$//')
+
+variant_flags() { sed -n '1s/^# //p' "$configs/$1.yaml"; }
+
+seed=1111 name='' data=$root/data/wikitext103 runs=$root/runs/wikitext103 gpus=1 cpu='' \
+  only_print='' extra=()
+
+take() { # SWITCH, or OPTION VALUE
+  case $1 in
+    --cpu) cpu=1 ;;
+    --print) only_print=1 ;;
+    --gpus) whole_number "$@"; gpus=$2 ;;
+  esac
+}
+
+streams() { # the row's batch size, from its base
+  sed -n 's/^  batch_size: //p' "$configs/base/${variant%%_*}.yaml"
+}
+
+set_command() { # sets command and dir from the arguments
+  local streams device=(distributed_training.distributed_world_size="$gpus") one
+  streams=$(streams)
+  for one in "${extra[@]}"; do
+    [[ $one == *=* ]] || die "'$one' is neither an option nor KEY=VALUE"
+  done
+  ((gpus > 0 && streams % gpus == 0)) \
+    || die "--gpus must divide the streams of this row, $streams; $gpus does not"
+  [[ -z $cpu ]] || device=(common.cpu=true)
+  [[ -n $name ]] || name=$variant-seed$seed
+  set_paths
+  command=(
+    fairseq-hydra-train --config-dir configs/language_modeling --config-name "$variant"
+    hydra.run.dir="$dir" hydra.output_subdir=null hydra.job.chdir=false
+    common.user_dir=fairseq_fwm common.seed="$seed" task.data="$data"
+    checkpoint.save_dir="$dir" dataset.batch_size="$((streams / gpus))" "${device[@]}" "${extra[@]}"
+  )
+}
+
+main() {
+  parse_training '--gpus' '--cpu --print' "$@"
+  set_command
+  if [[ -n $only_print ]]; then
+    printf '%s\n' "${command[*]@Q}"
+    exit
+  fi
+  cd "$root"
+  local file
+  for file in dict.txt {train,valid,test}.{bin,idx}; do
+    [[ -f $data/$file ]] || die "$data holds no $file: make it with" \
+      "'bash scripts/prepare_wikitext103.sh', or name a data directory with --data"
+  done
+  use_python fairseq torch tqdm
+  lock_run "$dir"
+  train_run "$dir" --variant "$variant" --seed "$seed" -- "${command[@]}" \
+    || record diverged "$dir" || exit
+  say "done: $dir/checkpoint_best.pt"
+}
+
+# A function and an exit: bash has read all of this before the days of training begin.
+main "$@"
+exit
