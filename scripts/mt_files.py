@@ -49,7 +49,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument_group("wish").add_argument
     add("--form", choices=FORMS, default=FORMS[0])
     add("--from", type=Path, dest="source", metavar="DIR")
-    add("--out", type=Path, required=True, metavar="DIR")
+    # Absolute: steps join it with the folder that they work in, which lies below it.
+    add("--out", type=lambda text: Path(text).absolute(), required=True, metavar="DIR")
     add("--bpe-codes", type=int, required=True, metavar="N")
     add("--max-length", type=int, required=True, metavar="N")
     add("--max-ratio", type=float, required=True, metavar="R")
