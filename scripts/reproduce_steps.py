@@ -16,9 +16,9 @@ TINY_FACTOR = 4  # Transformer-XL's memories and segments are divided by it
 # Widths of heads as published, so that features are as many; all else as small as it goes.
 TINY_TRANSLATION = shlex.split(
     "--arch fwm_transformer_tiny --encoder-attention-heads 2 --decoder-attention-heads 2 "
-    "--max-tokens 1024 --update-freq 1 --max-update 250 --max-epoch 0 --warmup-updates 100 "
+    "--max-tokens 1024 --update-freq 1 --max-update 200 --max-epoch 0 --warmup-updates 100 "
     "--lr 0.003 --num-workers 0 --log-interval 25 --eval-bleu-args"
-) + ['{"beam": 2, "max_len_a": 1.2, "max_len_b": 10}']
+) + ['{"beam": 1, "max_len_a": 1.2, "max_len_b": 10}']
 TINY_LANGUAGE = {
     "small": {"width": 64, "segment": 64},
     "medium": {"width": 128, "segment": 96},
