@@ -67,3 +67,32 @@ set_paths() { # sets dir, and data anew
   dir=$(realpath -m --relative-to="$root" "$runs/$name")
   data=$(realpath -m --relative-to="$root" "$data")
 }
+
+# For scripts that train on GPUs. They take '--gpus' and '--cpu --print' by take_device.
+gpus=1 cpu='' only_print=''
+
+take_device() { # SWITCH, or OPTION VALUE
+  case $1 in
+    --cpu) cpu=1 ;;
+    --print) only_print=1 ;;
+    --gpus) whole_number "$@"; gpus=$2 ;;
+  esac
+}
+
+share_among_gpus() { # COUNT WHAT: how many each GPU gets
+  ((gpus > 0 && $1 % gpus == 0)) || die "--gpus must divide $2, $1; $gpus does not"
+  echo $(($1 / gpus))
+}
+
+if_only_printed() { # print the command and stop, if that is wanted
+  [[ -n $only_print ]] || return 0
+  printf '%s\n' "${command[*]@Q}"
+  exit
+}
+
+train_only() { # a run that is not scored here
+  lock_run "$dir"
+  train_run "$dir" --variant "$variant" --seed "$seed" -- "${command[@]}" \
+    || record diverged "$dir" || exit
+  say "done: $dir/checkpoint_best.pt"
+}

@@ -32,29 +32,20 @@ mapfile -t variants < <(cd "$configs" && printf '%s\n' *.yaml | sed 's/\.yaml$//
 
 variant_flags() { sed -n '1s/^# //p' "$configs/$1.yaml"; }
 
-seed=1111 name='' data=$root/data/wikitext103 runs=$root/runs/wikitext103 gpus=1 cpu='' \
-  only_print='' extra=()
+seed=1111 name='' data=$root/data/wikitext103 runs=$root/runs/wikitext103 extra=()
 
-take() { # SWITCH, or OPTION VALUE
-  case $1 in
-    --cpu) cpu=1 ;;
-    --print) only_print=1 ;;
-    --gpus) whole_number "$@"; gpus=$2 ;;
-  esac
-}
+take() { take_device "$@"; }
 
 streams() { # the row's batch size, from its base
   sed -n 's/^  batch_size: //p' "$configs/base/${variant%%_*}.yaml"
 }
 
 set_command() { # sets command and dir from the arguments
-  local streams device=(distributed_training.distributed_world_size="$gpus") one
-  streams=$(streams)
+  local share device=(distributed_training.distributed_world_size="$gpus") one
   for one in "${extra[@]}"; do
     [[ $one == *=* ]] || die "'$one' is neither an option nor KEY=VALUE"
   done
-  ((gpus > 0 && streams % gpus == 0)) \
-    || die "--gpus must divide the streams of this row, $streams; $gpus does not"
+  share=$(share_among_gpus "$(streams)" 'the streams of this row') || exit
   [[ -z $cpu ]] || device=(common.cpu=true)
   [[ -n $name ]] || name=$variant-seed$seed
   set_paths
@@ -62,17 +53,14 @@ set_command() { # sets command and dir from the arguments
     fairseq-hydra-train --config-dir configs/language_modeling --config-name "$variant"
     hydra.run.dir="$dir" hydra.output_subdir=null hydra.job.chdir=false
     common.user_dir=fairseq_fwm common.seed="$seed" task.data="$data"
-    checkpoint.save_dir="$dir" dataset.batch_size="$((streams / gpus))" "${device[@]}" "${extra[@]}"
+    checkpoint.save_dir="$dir" dataset.batch_size="$share" "${device[@]}" "${extra[@]}"
   )
 }
 
 main() {
   parse_training '--gpus' '--cpu --print' "$@"
   set_command
-  if [[ -n $only_print ]]; then
-    printf '%s\n' "${command[*]@Q}"
-    exit
-  fi
+  if_only_printed
   cd "$root"
   local file
   for file in dict.txt {train,valid,test}.{bin,idx}; do
@@ -80,10 +68,7 @@ main() {
       "'bash scripts/prepare_wikitext103.sh', or name a data directory with --data"
   done
   use_python fairseq torch tqdm
-  lock_run "$dir"
-  train_run "$dir" --variant "$variant" --seed "$seed" -- "${command[@]}" \
-    || record diverged "$dir" || exit
-  say "done: $dir/checkpoint_best.pt"
+  train_only
 }
 
 # A function and an exit: bash has read all of this before the days of training begin.

@@ -62,20 +62,13 @@ variant_flags() { # VARIANT: the sites and the feature map, one word a line
   printf '%s\n' --fwm-sum-norm "${norms[0]}" --fwm-attn-norm "${norms[1]}"
 }
 
-seed=1 name='' data='' runs='' gpus=1 cpu='' only_print='' extra=()
+seed=1 name='' data='' runs='' extra=()
 
-take() { # SWITCH, or OPTION VALUE
-  case $1 in
-    --cpu) cpu=1 ;;
-    --print) only_print=1 ;;
-    --gpus) whole_number "$@"; gpus=$2 ;;
-  esac
-}
+take() { take_device "$@"; }
 
 set_command() { # sets command and dir from the arguments
-  local flags device=(--fp16 --distributed-world-size "$gpus")
-  ((gpus > 0 && micro_batches % gpus == 0)) \
-    || die "--gpus must divide the batches of an update, $micro_batches; $gpus does not"
+  local flags device=(--fp16 --distributed-world-size "$gpus") share
+  share=$(share_among_gpus "$micro_batches" 'the batches of an update') || exit
   [[ -z $cpu ]] || device=(--cpu)
   [[ -n $name ]] || name=$variant-seed$seed
   [[ -n $runs ]] || runs=$root/runs/$corpus
@@ -84,7 +77,7 @@ set_command() { # sets command and dir from the arguments
   mapfile -t flags < <(variant_flags "$variant")
   command=(
     fairseq-train "$data" --user-dir fairseq_fwm --task translation "${languages[@]}"
-    "${flags[@]}" "${recipe[@]}" --update-freq "$((micro_batches / gpus))" "${device[@]}"
+    "${flags[@]}" "${recipe[@]}" --update-freq "$share" "${device[@]}"
     --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --dropout 0.3
     --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 0.0
     --lr-scheduler inverse_sqrt --warmup-updates 4000 --warmup-init-lr 1e-7
@@ -97,10 +90,7 @@ set_command() { # sets command and dir from the arguments
 train_translation() {
   parse_training '--gpus' '--cpu --print' "$@"
   set_command
-  if [[ -n $only_print ]]; then
-    printf '%s\n' "${command[*]@Q}"
-    exit
-  fi
+  if_only_printed
   cd "$root" || exit
   local file
   for file in dict.{de,en}.txt; do
@@ -108,8 +98,5 @@ train_translation() {
       "scripts/prepare_$corpus*.sh or fairseq-preprocess, and name it with --data"
   done
   use_python fairseq sacremoses sacrebleu torch tqdm
-  lock_run "$dir"
-  train_run "$dir" --variant "$variant" --seed "$seed" -- "${command[@]}" \
-    || record diverged "$dir" || exit
-  say "done: $dir/checkpoint_best.pt"
+  train_only
 }
