@@ -16,12 +16,14 @@ those of the published code; a model is named, or has its published number (0, 1
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 sys.path[:0] = map(str, (Path(__file__).resolve().parent, Path(__file__).resolve().parents[1]))
 from fairseq_jobs import in_processes, quietly  # noqa: E402
 from formal_runs import (  # noqa: E402
+    FEW_STRINGS,
     LANGUAGES,
     MODELS,
     PUBLISHED_IDS,
@@ -30,10 +32,23 @@ from formal_runs import (  # noqa: E402
     Size,
     best,
     cell_runs,
+    default_size,
     solved,
 )
 
-Cell = tuple[Path, Path, str, str, int, int]
+Cell = tuple[Path, Path, str, str, int, int | None]
+# The published flags, the field of Size that each sets, and what it is.
+SIZE_FLAGS = {
+    "--num_layer": ("layers", "layers"),
+    "--hidden_size": ("hidden", "width"),
+    "--n_head": ("heads", "heads of a layer"),
+    "--ff_factor": ("ff_factor", "inner width of the feed-forward layers, in widths"),
+    "--dropout": ("dropout", "dropout"),
+    "--learning_rate": ("lr", "learning rate"),
+    "--batch_size": ("batch", "strings of an update"),
+    "--updates": ("updates", "at most so many updates"),
+    "--report_every": ("eval_every", "updates between evaluations"),
+}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -41,7 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add, plain = parser.add_argument, Size()
+    add = parser.add_argument
     add(
         "--data_dir",
         type=Path,
@@ -53,19 +68,14 @@ def make_parser() -> argparse.ArgumentParser:
     add("--task", choices=LANGUAGES, help="which language it is")
     add("--model_type", metavar="MODEL", help=f"{', '.join(MODELS)}, or a published number")
     add("--seed", type=int, default=1, help="of weights and order (default %(default)s)")
-    add("--num_layer", type=int, default=plain.layers, help="default %(default)s")
-    add("--hidden_size", type=int, default=plain.hidden, help="default %(default)s")
-    add("--n_head", type=int, default=plain.heads, help="default %(default)s")
-    add("--ff_factor", type=int, default=plain.ff_factor, help="default %(default)s")
-    add("--dropout", type=float, default=plain.dropout, help="default %(default)s")
-    add("--learning_rate", type=float, default=plain.lr, help="default %(default)s")
-    add("--batch_size", type=int, help="default 64; 16 where strings are few")
-    add("--updates", type=int, default=plain.updates, help="at most (default %(default)s)")
-    add(
-        "--report_every",
-        type=int,
-        help="updates between evaluations (default 100; 20 where strings are few)",
+    size = parser.add_argument_group(
+        "size and training; defaults suit the model and the language, see KNOWN in formal_runs.py"
     )
+    plain, few = Size().of("parity"), Size().of(FEW_STRINGS[0])
+    for flag, (name, text) in SIZE_FLAGS.items():
+        value, of_few = getattr(plain, name), getattr(few, name)
+        usual = f"{value}" if value == of_few else f"{value}; {of_few} where strings are few"
+        size.add_argument(flag, type=type(value), dest=name, help=f"{text} (usually {usual})")
     add("--grad_cummulate", type=int, default=1, help="batches per update (default %(default)s)")
     add("--level", default="50", help="what follows `train_` in the file names (default 50)")
     add("--remove_pos_enc", action="store_true",
@@ -100,10 +110,9 @@ def one(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         parser.error(f"--model_type {args.model_type}: one of {', '.join(MODELS)}")
     if not args.task:
         parser.error("--task says which language the data are of; or --grid for all")
-    size = Size(
-        args.num_layer, args.hidden_size, args.n_head, args.ff_factor, args.learning_rate,
-        args.dropout, args.batch_size, args.updates, args.report_every,
-    )  # fmt: skip
+    names = (name for name, _ in SIZE_FLAGS.values())
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    size = replace(default_size(model, args.task), **given)
     run = Run(args.data_dir, args.out, args.task, model, size, args.seed, not args.select_bin0)
     result = run.result()
     if not result:
