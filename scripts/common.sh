@@ -67,6 +67,8 @@ record() { python "$root/scripts/run_record.py" "$@"; }
 
 # train_run DIR FLAG... -- COMMAND...: run a command that trains into DIR, or go on with it, unless it
 # has come to its end; FLAGs go to 'run_record.py begin'. Returns with an error if the training does.
+# What launches it elsewhere, if anything, is in the array launcher, with flags of its own in launched.
+launcher=() launched=()
 train_run() {
   local dir=$1 about=() state=0
   shift
@@ -84,5 +86,5 @@ train_run() {
   esac
   say "training; log: $dir/train.log"
   printf '\n=== %s: %s\n' "$(date -u +%FT%TZ)" "${*@Q}" >>"$dir/train.log"
-  "$@" 2>&1 | tee -a "$dir/train.log" && record end "$dir"
+  "${launcher[@]}" "$@" "${launched[@]}" 2>&1 | tee -a "$dir/train.log" && record end "$dir"
 }

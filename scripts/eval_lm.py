@@ -103,7 +103,10 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     model, cfg, task = load(args.checkpoint, args.data, args.overrides)
     model.eval().to(args.device)
-    model.prepare_for_inference_(cfg)
+    try:
+        model.prepare_for_inference_(cfg)
+    except ValueError as error:
+        raise EvaluationError(str(error)) from None
     dictionary = task.target_dictionary
     text = load_text(args.data, args.split, dictionary)[: args.limit].to(args.device)
     length = args.length or cfg.task.tokens_per_sample

@@ -264,7 +264,8 @@ def describe(job: Job, data: Path) -> dict[str, Any]:
         "licence": job.args.licence,
         "form": job.args.form,
         "langs": list(job.langs),
-        "lowercase": moses and bool(job.args.lowercase),
+        # Text that is tokenised already keeps its case.
+        "lowercase": moses and bool(job.args.lowercase) and not job.args.tokenised,
         "plain_reference": "detokenised" if job.args.tokenised else "raw",
         "splits": splits,
         "types": count_lines(data / f"dict.{source}.txt"),

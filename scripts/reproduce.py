@@ -19,11 +19,12 @@ share the runs that they have in common. --collect only makes the table of what 
 """
 
 import argparse
+import contextlib
 import os
 import shlex
+import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -69,8 +70,8 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="the corpus's files, for the prepare script, instead of downloading them",
     )
-    add("--runs", type=Path, default=Path("runs/reproduce"), metavar="DIR",
-        help="where runs and tables are kept (default %(default)s)")  # fmt: skip
+    add("--runs", type=Path, default=ROOT / "runs/reproduce", metavar="DIR",
+        help="where runs and tables are kept (default: the project's runs/reproduce)")  # fmt: skip
     add("--gpus", type=int, default=1, help="for one training (default %(default)s)")
     add("--cpu", action="store_true", help="without a GPU; --scale tiny never takes one")
     add("--seed", type=int, help="of every training (default: the training script's)")
@@ -88,27 +89,40 @@ class Outcome:
 
     Attributes:
         failed: logs of the steps that failed, by run.
-        stopped: set when no further step may begin.
+        running: the steps under way.
+        stopped: no further step may begin.
     """
 
     failed: dict[str, Path] = field(default_factory=dict)
-    stopped: threading.Event = field(default_factory=threading.Event)
+    running: set[subprocess.Popen[bytes]] = field(default_factory=set)
+    stopped: bool = False
+
+    def stop(self) -> None:
+        """End the steps under way, with all that they started, and begin no other."""
+        self.stopped = True
+        for process in list(self.running):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
 
 
-def run_step(step: Step, log: Path, threads: int | None) -> bool:
+def run_step(step: Step, log: Path, threads: int | None, outcome: Outcome) -> bool:
     """Run a step with its output in a log; return whether it went well."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     if threads:
         environment.setdefault("OMP_NUM_THREADS", str(threads))
-    command = [sys.executable if step.command[0] == "python" else step.command[0]]
+    program = sys.executable if step.command[0] == "python" else step.command[0]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file:
         print(f"$ {shlex.join(step.command)}", file=file, flush=True)
-        done = subprocess.run(
-            [*command, *step.command[1:]],
-            stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=environment,
+        process = subprocess.Popen(
+            [program, *step.command[1:]], stdout=file, stderr=subprocess.STDOUT, cwd=ROOT,
+            env=environment, start_new_session=True,
         )  # fmt: skip
-    return done.returncode == 0
+        outcome.running.add(process)
+        try:
+            return process.wait() == 0
+        finally:
+            outcome.running.discard(process)
 
 
 def steps_of(plan: Plan, table: Table, rows: Iterable[Row]) -> list[Step]:
@@ -121,14 +135,14 @@ def steps_of(plan: Plan, table: Table, rows: Iterable[Row]) -> list[Step]:
 def run_rows(steps: list[Step], outcome: Outcome, bar: Any, threads: int | None) -> None:
     """Train and score what shares a run; a failure ends its steps."""
     for number, step in enumerate(steps):
-        if outcome.stopped.is_set():
+        if outcome.stopped:
             return
         if step.done():
             bar.update()
             continue
         log = steps[0].made.with_name("reproduce.log")
         bar.write(f"reproduce.py: {step.name}; log: {log}", file=sys.stderr)
-        if not run_step(step, log, threads):
+        if not run_step(step, log, threads, outcome) and not outcome.stopped:
             bar.write(f"reproduce.py: {step.name} failed: see the end of {log}", file=sys.stderr)
             outcome.failed[steps[0].made.parent.name] = log
             bar.update(len(steps) - number)
@@ -136,35 +150,52 @@ def run_rows(steps: list[Step], outcome: Outcome, bar: Any, threads: int | None)
         bar.update()
 
 
-def run_all(plan: Plan, table: Table, rows: list[Row], args: argparse.Namespace) -> Outcome:
-    """Prepare the data, then run every row; return what failed."""
+def refused(plan: Plan, rows: Iterable[Row]) -> str:
+    """Return why a row's training would not begin, as its script says; empty if all would."""
+    for command in dict.fromkeys(plan.train(row).command for row in rows):
+        done = subprocess.run([*command, "--print"], capture_output=True, text=True, cwd=ROOT)
+        if done.returncode:
+            return done.stderr.strip()
+    return ""
+
+
+def run_all(
+    plan: Plan, table: Table, rows: list[Row], args: argparse.Namespace, outcome: Outcome
+) -> None:
+    """Prepare the data, then run every row; note what fails."""
     from tqdm import tqdm
 
-    outcome, prepare = Outcome(), plan.prepare()
+    prepare = plan.prepare()
     groups = [steps_of(plan, table, same) for _, same in groupby(rows, key=lambda row: row.run)]
     jobs = args.jobs or ((os.cpu_count() or 1) if plan.tiny else 1)
-    with tqdm(total=sum(map(len, groups)), unit="step", disable=None) as bar:
-        if args.data is None and not prepare.done():
-            log = plan.runs / "prepare.log"
-            bar.write(f"reproduce.py: {prepare.name}; log: {log}", file=sys.stderr)
-            if not run_step(prepare, log, None):
-                outcome.failed["data"] = log
-                return outcome
-        threads = 1 if jobs > 1 else None
-        with ThreadPoolExecutor(jobs) as pool:
-            try:
-                list(pool.map(lambda steps: run_rows(steps, outcome, bar, threads), groups))
-            except KeyboardInterrupt:
-                outcome.stopped.set()
-                raise
-    return outcome
+    threads = 1 if jobs > 1 else None
+    with (
+        tqdm(total=sum(map(len, groups)), unit="step", disable=None) as bar,
+        ThreadPoolExecutor(jobs) as pool,
+    ):
+        try:
+            if args.data is None and not prepare.done():
+                log = plan.runs / "prepare.log"
+                bar.write(f"reproduce.py: {prepare.name}; log: {log}", file=sys.stderr)
+                if not pool.submit(run_step, prepare, log, None, outcome).result():
+                    outcome.failed["data"] = log
+                    return
+            list(pool.map(lambda steps: run_rows(steps, outcome, bar, threads), groups))
+        except KeyboardInterrupt:
+            outcome.stop()
+            raise
+
+
+def interrupt(*_: Any) -> None:
+    """Take a signal as Ctrl-C."""
+    raise KeyboardInterrupt
 
 
 def result_of(plan: Plan, table: Table, row: Row) -> dict[str, Any]:
     """Return what is known of a row: `valid` and `test` where scored, and more columns."""
     found: dict[str, Any] = {"parameters": plan.parameters(row)}
-    if plan.diverged(row):
-        return {**found, "diverged": True}
+    if (update := plan.diverged(row)) is not None:
+        found["training"] = f"diverged after {update:,} updates"
     for split in SPLITS:
         step = plan.score(table, row, split)
         if step.made.is_file():
@@ -173,28 +204,27 @@ def result_of(plan: Plan, table: Table, row: Row) -> dict[str, Any]:
     return found
 
 
-def table_of(plan: Plan, table: Table, rows: list[Row], results: list[dict[str, Any]]) -> str:
+def table_of(table: Table, results: list[dict[str, Any]]) -> str:
     """Return the table, published against ours."""
-    known = {*SPLITS, "diverged"}
-    more = list(dict.fromkeys(key for found in results for key in found if key not in known))
+    more = list(dict.fromkeys(key for found in results for key in found if key not in SPLITS))
     header = [*table.header, "valid, published", "valid, here", "test, published", "test, here"]
 
     def number(found: dict[str, Any], split: str) -> str:
-        if "diverged" in found:
-            return "diverged"
-        return f"**{found[split]:,.2f}**" if split in found else "not run"
+        nothing = "diverged" if "training" in found else "not run"
+        return f"**{found[split]:,.2f}**" if split in found else nothing
 
     lines = [
         [*row.cells, row.valid, number(found, "valid"), row.test, number(found, "test"),
          *(found.get(key, "") for key in more)]
-        for row, found in zip(rows, results, strict=True)
+        for row, found in zip(table.rows, results, strict=True)
     ]  # fmt: skip
     return markdown([*header, *more], lines)
 
 
 def write_page(number: int, text: str, args: argparse.Namespace, record: Any) -> Path:
     """Write a table to the runs' directory; return where."""
-    path = args.runs / args.scale / f"table{number}.md"
+    seed = "" if args.seed is None else f"-seed{args.seed}"
+    path = args.runs / args.scale / f"table{number}{seed}.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as temporary:
         temporary.write_text(text + "\n", "utf-8")
@@ -226,6 +256,24 @@ def conversions(args: argparse.Namespace) -> int:
     return 0 if all(one["favor"] == one["dpfp"] == one["published"] for one in record) else 1
 
 
+def publish(table: Table, plan: Plan, args: argparse.Namespace) -> None:
+    """Print and keep the table of all that is there, whatever was run now."""
+    results = [result_of(plan, table, row) for row in table.rows]
+    parts = [f"# Table {args.table}: {table.title}, {args.scale}"]
+    parts += [NO_CLAIM] if plan.tiny else []
+    parts.append(table_of(table, results))
+    runs = "single runs" + ("" if args.seed is None else f", seed {args.seed}")
+    some = ", the first 2,000 tokens of a split" * (plan.tiny and table.corpus == LANGUAGE)
+    parts.append(
+        f"Published: arXiv 2102.11174, Table {args.table}. Here: {plan.scores} of {runs}{some}."
+    )
+    text = "\n\n".join(parts)
+    record = [{"cells": row.cells, "run": row.run, "published": [row.valid, row.test], **found}
+              for row, found in zip(table.rows, results, strict=True)]  # fmt: skip
+    print(text)
+    print(f"\nreproduce.py: {write_page(args.table, text, args, record)}")
+
+
 def from_root(path: Path | None) -> Path | None:
     """Return a path as the steps take it, which run in the project's root."""
     return None if path is None else Path(os.path.relpath(path.resolve(), ROOT))
@@ -255,8 +303,17 @@ def main(argv: list[str] | None = None) -> int:
     if unknown:
         parser.error(f"--only {' '.join(sorted(unknown))}: table {args.table} has "
                      f"{', '.join(dict.fromkeys(row.run for row in table.rows))}")  # fmt: skip
+    if args.gpus < 1 or (args.jobs is not None and args.jobs < 1):
+        parser.error("--gpus and --jobs are at least 1")
+    if (args.jobs or 1) > 1 and args.scale == "full" and not args.cpu:
+        parser.error(
+            "--jobs is for the CPU: trainings beside each other would share GPUs. Start one for "
+            "each, with CUDA_VISIBLE_DEVICES and --only"
+        )
     rows = [row for row in table.rows if not args.only or row.run in args.only]
     plan, outcome = plan_of(table, args), Outcome()
+    if problem := refused(plan, rows):
+        parser.error(problem)
     if args.dry_run:
         steps = [step for row in rows for step in steps_of(plan, table, [row])]
         steps = steps if args.data else [plan.prepare(), *steps]
@@ -265,26 +322,16 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if not args.collect:
         try:
-            outcome = run_all(plan, table, rows, args)
+            run_all(plan, table, rows, args, outcome)
         except KeyboardInterrupt:
             print("reproduce.py: stopped; run it again to go on", file=sys.stderr)
             return 130
-    results = [result_of(plan, table, row) for row in rows]
-    text = f"# Table {args.table}: {table.title}, {args.scale}\n\n"
-    if plan.tiny:
-        text += f"{NO_CLAIM}\n\n"
-    text += table_of(plan, table, rows, results)
-    text += f"\n\nPublished: arXiv 2102.11174, Table {args.table}. Here: {plan.scores}"
-    text += " of single runs" + (", the first 2,000 tokens of a split" * (
-        plan.tiny and table.corpus == LANGUAGE)) + "."  # fmt: skip
-    record = [{"cells": row.cells, "run": row.run, "published": [row.valid, row.test], **found}
-              for row, found in zip(rows, results, strict=True)]  # fmt: skip
-    print(text)
-    print(f"\nreproduce.py: {write_page(args.table, text, args, record)}")
+    publish(table, plan, args)
     for name, log in outcome.failed.items():
         print(f"reproduce.py: error: {name} failed: see the end of {log}", file=sys.stderr)
     return 1 if outcome.failed else 0
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, interrupt)
     sys.exit(main())

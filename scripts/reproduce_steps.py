@@ -98,10 +98,9 @@ class Plan:
             made,
         )
 
-    def diverged(self, row: Row) -> bool:
-        """Return whether training ended so, with nothing to score."""
-        folder = self.folder(row)
-        return "diverged" in read_json(folder / "run.json") and not best_of(folder).is_file()
+    def diverged(self, row: Row) -> int | None:
+        """Return after which update training diverged; None if it did not."""
+        return read_json(self.folder(row) / "run.json").get("diverged")
 
     def score(self, table: Table, row: Row, split: str) -> Step:
         """Return the step that scores a row's model on a split."""
@@ -109,8 +108,8 @@ class Plan:
         best = best_of(self.folder(row))
 
         def done() -> bool:
-            if self.diverged(row):
-                return True
+            if not best.is_file():  # diverged before the first one, or deleted since
+                return made.is_file() or self.diverged(row) is not None
             return made.is_file() and made.stat().st_mtime_ns >= best.stat().st_mtime_ns
 
         return Step(f"scoring {row.run} on {split}", tuple(command), done, made)
@@ -151,8 +150,9 @@ class Translation(Plan):
         out = folder / f"reproduce-{split}"
         command = ["bash", "scripts/score.sh", f"{row.run}={folder}", "--data", str(self.data)]
         command += ["--subset", split, "--beam", "4", "--lenpen", "0.6", "--out", str(out)]
-        command += ["--", "--max-len-a", "1.2", "--max-len-b", "10"] if self.tiny else []
-        return command, out / "score.json"
+        flags = ["--cpu"] if "--cpu" in self.devices else []
+        flags += ["--max-len-a", "1.2", "--max-len-b", "10"] if self.tiny else []
+        return [*command, *(["--", *flags] if flags else [])], out / "score.json"
 
     def read(self, made: Path) -> dict[str, Any]:
         """Return sacreBLEU, and compound-split BLEU beside it."""

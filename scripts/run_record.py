@@ -24,7 +24,15 @@ from data_files import read_json, write_json  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 NUMBERED = re.compile(r"checkpoint_?\d+(_\d+)?\.pt")  # of an epoch, or of an update in it
-DIVERGED = "FloatingPointError: gradients are Nan/Inf"  # how fairseq-train ends then
+# How fairseq-train ends when gradients are no numbers: in fp32, in fp16, with several workers,
+# of whom it then lists the norms.
+DIVERGED = re.compile(
+    r"FloatingPointError: (?:gradients are Nan/Inf|Minimum loss scale reached)"
+    r"|Fatal error: gradients are inconsistent between workers.*?\b(?:nan|inf)\b",
+    re.DOTALL,
+)
+WORLD_SIZE = ("--distributed-world-size", "distributed_training.distributed_world_size")
+SHARES = ("--update-freq", "dataset.batch_size")  # what one of several GPUs does of an update
 
 
 class RunError(Exception):
@@ -46,7 +54,7 @@ def begin(run: Path, command: list[str], **about: Any) -> None:
     text = shlex.join(command)
     if record:
         repair_last_checkpoint(run)
-        if record["command"] != text:
+        if without_gpus(record["command"]) != without_gpus(text):
             raise RunError(
                 f"{run} holds a run that was started with other flags:\n"
                 f"  then: {record['command']}\n  now:  {text}\n"
@@ -57,6 +65,19 @@ def begin(run: Path, command: list[str], **about: Any) -> None:
         return  # trained by hand: nothing is known about its command
     about |= {"command": text, "threads": threads(), "git_commit": git_commit()}
     write_json(run / "run.json", {**about, "started": now(), "finished": None})
+
+
+def without_gpus(command: str) -> tuple[list[str], list[int]]:
+    """Return a command without its number of GPUs, and what an update consists of on all of them.
+
+    A run may go on with more GPUs or fewer, as long as they share the same updates.
+    """
+    words = re.sub(r"(\S+)=(\S+)", r"\1 \2", command).split()
+    values = {words[i]: words[i + 1] for i in range(len(words) - 1)}
+    gpus = next((int(values[name]) for name in WORLD_SIZE if name in values), 1)
+    whole = [int(values[name]) * gpus for name in SHARES if values.get(name, "").isdigit()]
+    drop = {i + j for i, word in enumerate(words) if word in WORLD_SIZE + SHARES for j in (0, 1)}
+    return [word for i, word in enumerate(words) if i not in drop], whole
 
 
 def repair_last_checkpoint(run: Path) -> None:
@@ -96,10 +117,11 @@ def finished(run: Path) -> bool:
     if record:
         return bool(record["finished"])
     info = checkpoint_info(run / "checkpoint_last.pt")
-    if info["updates"] < info["max_update"]:
+    if not info["max_update"] or info["updates"] < info["max_update"]:
+        last = f" of {info['max_update']}" if info["max_update"] else ""
         raise RunError(
-            f"{run} holds a run at {info['updates']} of {info['max_update']} updates that this "
-            "script did not start: finish it with the command that did, or give another --name"
+            f"{run} holds a run at {info['updates']}{last} updates that this script did not "
+            "start: finish it with the command that did, or give another --name"
         )
     return True
 
@@ -118,7 +140,7 @@ def end_diverged(run: Path) -> None:
         RunError: that is not what happened.
     """
     log = (run / "train.log").read_text("utf-8").rpartition("\n=== ")[2]  # since the last start
-    if DIVERGED not in log:
+    if not DIVERGED.search(log):
         raise RunError(f"training stopped with an error: see the end of {run / 'train.log'}")
     update = max((int(number) for number in re.findall(r"num_updates[= ](\d+)", log)), default=0)
     end(run, diverged=update)

@@ -19,5 +19,21 @@ gpus=$((SLURM_NNODES * SLURM_NTASKS_PER_NODE))
 printed=$(bash scripts/train_wmt14.sh "$@" --gpus "$gpus" --print)
 command=()
 eval "command=($printed)" # printed as shell words
+
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source scripts/common.sh
+
+value_of() { # FLAG: its last value
+  local i value=
+  for i in "${!command[@]}"; do [[ ${command[i]} != "$1" ]] || value=${command[i + 1]}; done
+  echo "$value"
+}
+
+dir=$(value_of --save-dir)
+[[ -f ${command[1]}/dict.de.txt ]] || die "${command[1]} holds no data: prepare them first" \
+  "(scripts/prepare_wmt14_ende.sh), or name a directory with --data"
+mkdir -p "$dir"
 # fairseq takes rank, device and address from Slurm's variables.
-srun "${command[@]}" --distributed-port "${FWM_PORT:-29500}"
+launcher=(srun) launched=(--distributed-port "${FWM_PORT:-29500}")
+train_run "$dir" --variant "$1" --seed "$(value_of --seed)" -- "${command[@]}" \
+  || record diverged "$dir"

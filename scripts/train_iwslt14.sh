@@ -5,7 +5,7 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=translation_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/translation_common.sh"
 
-corpus=iwslt14 micro_batches=1 languages=(-s de -t en)
+corpus=iwslt14 prepared=iwslt14_deen micro_batches=1 languages=(-s de -t en)
 recipe=(
   --arch fwm_transformer_iwslt_de_en --share-decoder-input-output-embed --max-tokens 4096
   --lr 0.0005 --weight-decay 0.0001 --max-update 50000 --keep-last-epochs 10

@@ -5,7 +5,7 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=translation_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/translation_common.sh"
 
-corpus=wmt14 micro_batches=48 languages=(-s en -t de)
+corpus=wmt14 prepared=wmt14_ende micro_batches=48 languages=(-s en -t de)
 recipe=(
   --arch fwm_transformer_wmt_en_de_big --share-all-embeddings --max-tokens 3584
   --lr 0.001 --weight-decay 0.0 --max-epoch 45 --no-epoch-checkpoints

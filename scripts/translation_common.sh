@@ -5,6 +5,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/train_arguments.sh"
 
 corpus=''       # names runs/CORPUS
+prepared=''     # what its prepare script writes, below data/
 languages=()    # the direction, as flags
 recipe=()       # fairseq-train's flags for the corpus
 micro_batches=1 # of an update, over all GPUs
@@ -24,7 +25,7 @@ $title
             configs/translation has the same as YAML, with published numbers and estimated hours
   --seed    random seed (default 1)
   --name    name of the run (default VARIANT-seedN)
-  --data    a directory of fairseq-preprocess (default runs/$corpus/data-bin)
+  --data    a directory of fairseq-preprocess (default data/$prepared)
   --runs    where runs are kept (default runs/$corpus)
   --gpus    how many of this machine, a divisor of $micro_batches (default 1): they share the batches
             of an update, so that it stays the same
@@ -67,12 +68,13 @@ seed=1 name='' data='' runs='' extra=()
 take() { take_device "$@"; }
 
 set_command() { # sets command and dir from the arguments
+  [[ -z $cpu || $gpus == 1 ]] || die "--cpu and --gpus do not go together"
   local flags device=(--fp16 --distributed-world-size "$gpus") share
   share=$(share_among_gpus "$micro_batches" 'the batches of an update') || exit
   [[ -z $cpu ]] || device=(--cpu)
   [[ -n $name ]] || name=$variant-seed$seed
   [[ -n $runs ]] || runs=$root/runs/$corpus
-  [[ -n $data ]] || data=$root/runs/$corpus/data-bin
+  [[ -n $data ]] || data=$root/data/$prepared
   set_paths
   mapfile -t flags < <(variant_flags "$variant")
   command=(
@@ -95,7 +97,7 @@ train_translation() {
   local file
   for file in dict.{de,en}.txt; do
     [[ -f $data/$file ]] || die "$data holds no $file: make a data directory with" \
-      "scripts/prepare_$corpus*.sh or fairseq-preprocess, and name it with --data"
+      "'bash scripts/prepare_$prepared.sh' or fairseq-preprocess, and name it with --data"
   done
   use_python fairseq sacremoses sacrebleu torch tqdm
   train_only

@@ -228,7 +228,7 @@ def test_tokenised_text_is_taken_as_it_is(tmp_path, shared):
         (tmp_path / "in" / f"train.{lang}").write_text(text)
     out = tmp_path / "out"
     arguments = ("--from", tmp_path / "in", "--out", out, "--tokenised", "--carve", 40)
-    make(out, *arguments, "--bpe-codes", 300)
+    make(out, *arguments, "--bpe-codes", 300, "--lowercase", "before")
     given = [" ".join(line.split()) for line in mt.lines(tmp_path / "in" / "train.de")]
     words = mt.lines(out / "ref" / "test.tok.de")
     assert len(words) == 40
@@ -241,6 +241,7 @@ def test_tokenised_text_is_taken_as_it_is(tmp_path, shared):
     assert "&amp;" not in plain
     assert "&quot;" not in plain
     assert mt.record(out)["plain_reference"] == "detokenised"
+    assert mt.record(out)["lowercase"] is False, "what comes tokenised keeps its case"
 
 
 def test_what_does_not_go_together_is_refused(tmp_path, capsys):

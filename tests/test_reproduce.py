@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,11 @@ def test_commands_of_a_table(number, scale, capsys):
             assert command[2] in runs
             done = subprocess.run([*command, "--print"], capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
-            assert ("--cpu" in command) == (scale == "tiny")
+        if not script.name.startswith("prepare"):
+            assert ("cuda" in command or "--gpus" in command or "score" in script.name) or (
+                scale == "tiny"
+            )
+            assert ("--cpu" in command) == (scale == "tiny" and script.suffix == ".sh")
 
 
 TINY = [
@@ -102,8 +107,10 @@ def test_a_row_of_translation_from_end_to_end(tmp_path, run, monkeypatch, capsys
     again = run_table(capsys, *arguments, "--only", "linear")
     assert again.out == text and "training linear" not in again.err
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == times
+    assert "| Standard |  | 26.6 | not run |" in text, "the page is of all rows"
+    (folder / "checkpoint_best.pt").unlink()  # to have its room
     collected = run_table(capsys, *arguments, "--collect").out
-    assert "| Standard |  | 26.6 | not run |" in collected and "| Linear | 64 |" in collected
+    assert collected == text
     page = tmp_path / "runs" / "tiny" / "table1.md"
     assert page.read_text().strip() in collected
     assert len(json.loads(page.with_suffix(".json").read_text())) == 7
@@ -126,21 +133,24 @@ def test_rows_of_language_models_share_a_training(tmp_path, monkeypatch, capsys)
     arguments = ["--table", 4, "--scale", "tiny", "--data", data, "--runs", tmp_path / "runs"]
     arguments += ["--only", "medium_transformer_xl", "medium_carry_over_delta", "--seed", 3]
     text = run_table(capsys, *arguments).out
-    assert text.count("| Transformer-XL |") == 4 and "not run" not in text
+    assert text.count("| Transformer-XL |") == 4 and text.count("not run") == 2 * 2
     assert (tmp_path / "runs" / "tiny" / LANGUAGE / "medium_transformer_xl-seed3").is_dir()
-    rows = json.loads((tmp_path / "runs" / "tiny" / "table4.json").read_text())
+    rows = json.loads((tmp_path / "runs" / "tiny" / "table4-seed3.json").read_text())
     kept = [row["numbers kept"] for row in rows if row["run"] == "medium_transformer_xl"]
     assert len(set(kept)) == 4, "the four memories are of four sizes"
 
 
 def test_a_failed_row_is_named_and_the_others_go_on(tmp_path, run, monkeypatch, capsys):
-    monkeypatch.setattr(reproduce_steps, "TINY_TRANSLATION", [*TINY, "--no-such-flag"])
+    def one_is_wrong(self, row):
+        return [*TINY, *(["--no-such-flag"] if row.run == "linear" else [])]
+
+    monkeypatch.setattr(reproduce_steps.Translation, "tiny_flags", one_is_wrong)
     data = capitals(tmp_path, run, train=40, valid=3, test=3)
     arguments = ["--table", 1, "--scale", "tiny", "--data", data, "--runs", tmp_path / "runs"]
     out, err = run_table(capsys, *arguments, "--only", "linear", "softmax", status=1)
-    assert out.count("not run") == 4
-    for name in ("linear", "softmax"):
-        assert re.search(rf"error: {name} failed: see the end of .*{name}/reproduce.log", err)
+    assert out.count("not run") == 2 * 6
+    assert re.search(r"error: linear failed: see the end of .*linear/reproduce.log", err)
+    assert "error: softmax" not in err
 
 
 def test_a_diverged_run_is_no_failure(tmp_path, capsys):
@@ -150,6 +160,38 @@ def test_a_diverged_run_is_no_failure(tmp_path, capsys):
     arguments = ["--table", 4, "--scale", "tiny", "--runs", tmp_path, "--data", tmp_path]
     out = run_table(capsys, *arguments, "--only", "medium_carry_over_linear").out
     assert "| > 260 | diverged | > 260 | diverged |" in out
+    (folder / "checkpoint_best.pt").touch()
+    for split in ("valid", "test"):
+        found = {"perplexity": 300.0, "state_per_layer": 4, "layers": 2}
+        (folder / f"reproduce-streaming-{split}.json").write_text(json.dumps(found))
+    out = run_table(capsys, *arguments, "--collect").out
+    assert "**300.00**" in out and "| diverged after 7 updates |" in out
+
+
+def test_a_stopped_table_goes_on(tmp_path, run):
+    """SIGTERM ends what was started, too; run again, it goes on."""
+    data = capitals(tmp_path, run, train=400, valid=16, test=16)
+    arguments = ["--table", "1", "--scale", "tiny", "--data", data, "--runs", tmp_path / "runs"]
+    command = [sys.executable, "scripts/reproduce.py", *arguments, "--only", "linear"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "runs" / "tiny" / TRANSLATION / "linear" / "train.log"
+    for _ in range(600):
+        if log.is_file() and "begin training epoch" in log.read_text():
+            break
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait(60) == 130
+    assert "run it again to go on" in process.stderr.read()
+    time.sleep(0.5)
+    assert subprocess.run(["pgrep", "-f", str(log.parent)], capture_output=True).returncode == 1
+
+
+def test_data_that_cannot_be_made_are_named(tmp_path, capsys):
+    arguments = ["--table", 1, "--scale", "tiny", "--runs", tmp_path, "--from", tmp_path]
+    _, err = run_table(capsys, *arguments, status=1)
+    assert re.search(r"error: data failed: see the end of .*prepare.log", err)
+    log = next(tmp_path.rglob("prepare.log")).read_text()
+    assert "prepare_multi30k.sh --out" in log and "error" in log
 
 
 def test_key_features_are_counted(tmp_path, capsys):
@@ -163,6 +205,9 @@ def test_key_features_are_counted(tmp_path, capsys):
     [
         (["--only", "small_delta"], "table 1 has softmax, linear, favor-m32"),
         (["--data", "here", "--from", "there"], "give one of them"),
+        (["--jobs", "0"], "at least 1"),
+        (["--scale", "full", "--jobs", "2"], "would share GPUs"),
+        (["--scale", "full", "--gpus", "5"], "--gpus must divide the batches of an update"),
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments, message, capsys):
@@ -181,6 +226,7 @@ def test_the_script_for_wikitext(tmp_path):
     assert {line.split()[0] for line in listed} == rows
     assert "dataset.batch_size=48" in script("small_delta", "--gpus", "2", "--print").stdout
     assert "must divide the streams of this row, 96" in script("small_delta", "--gpus", "5").stderr
+    assert "do not go together" in script("small_delta", "--gpus", "2", "--cpu", "--print").stderr
     assert "neither an option nor KEY=VALUE" in script("small_delta", "--what").stderr
     missing = script("small_delta", "--data", str(tmp_path))
     assert missing.returncode == 1 and "prepare_wikitext103.sh" in missing.stderr

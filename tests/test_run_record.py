@@ -87,18 +87,62 @@ def test_the_newest_numbered_checkpoint_replaces_then_the_best(tmp_path, capsys)
     assert not last.exists()
 
 
+NAN = "FloatingPointError: gradients are Nan/Inf"
+WORKERS = """Fatal error: gradients are inconsistent between workers. Try --ddp-backend=legacy_ddp.
+grad_norm across the workers:
+rank   0 = {}
+rank   1 = 0.50000000
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "diverged"),
+    [
+        ("FloatingPointError: Minimum loss scale reached (0.0001).", True),
+        (WORKERS.format("nan"), True),
+        (WORKERS.format("0.40000000"), False),
+    ],
+)
+def test_divergence_in_fp16_and_with_workers(text, diverged, tmp_path):
+    begin(tmp_path)
+    (tmp_path / "train.log").write_text(f"\n=== first\n{text}\n")
+    assert record.main(["diverged", str(tmp_path)]) == (0 if diverged else 1)
+
+
+def test_a_run_goes_on_with_another_number_of_gpus(tmp_path):
+    begin(tmp_path / "a", "--update-freq", "48", "--distributed-world-size", "1", "--fp16")
+    begin(tmp_path / "a", "--update-freq", "6", "--distributed-world-size", "8", "--fp16")
+    with pytest.raises(record.RunError, match="other flags"):
+        begin(tmp_path / "a", "--update-freq", "12", "--distributed-world-size", "8", "--fp16")
+    size = "distributed_training.distributed_world_size"
+    begin(tmp_path / "b", "dataset.batch_size=96", f"{size}=1", "common.seed=1")
+    begin(tmp_path / "b", "dataset.batch_size=48", f"{size}=2", "common.seed=1")
+    with pytest.raises(record.RunError, match="other flags"):
+        begin(tmp_path / "b", "dataset.batch_size=48", f"{size}=2", "common.seed=2")
+
+
+@pytest.mark.parametrize("limit", [0, 9])
+def test_a_run_of_unknown_end_is_not_taken_for_finished(limit, tmp_path, monkeypatch):
+    """By epochs, as WMT14 is trained, max_update is 0."""
+    (tmp_path / "checkpoint_last.pt").touch()
+    info = {"updates": 8, "max_update": limit}
+    monkeypatch.setattr(record, "checkpoint_info", lambda path: info)
+    with pytest.raises(record.RunError, match="did not start"):
+        record.finished(tmp_path)
+
+
 def test_divergence_is_a_result_other_errors_are_not(tmp_path, capsys):
     begin(tmp_path)
     log = tmp_path / "train.log"
     log.write_text(
-        f"\n=== first\n| train_inner | num_updates=50, lr\n{record.DIVERGED}\n"
+        f"\n=== first\n| train_inner | num_updates=50, lr\n{NAN}\n"
         "\n=== second\n| train_inner | num_updates=100, lr\nKeyboardInterrupt\n"
     )
     assert record.main(["diverged", str(tmp_path)]) == 1
     assert "see the end of" in capsys.readouterr().err
     assert not record.finished(tmp_path)
     with log.open("a") as file:
-        file.write(f"\n=== third\n| train_inner | num_updates=150, lr\n{record.DIVERGED}\n")
+        file.write(f"\n=== third\n| train_inner | num_updates=150, lr\n{NAN}\n")
     assert record.main(["diverged", str(tmp_path)]) == 0
     assert record.finished(tmp_path)
     assert json.loads((tmp_path / "run.json").read_text())["diverged"] == 150

@@ -1,5 +1,6 @@
 """The command lines of docs/scaling.md, as fairseq understands them; no GPU, no cluster."""
 
+import json
 import os
 import re
 import shlex
@@ -51,50 +52,75 @@ def fake(tmp_path, monkeypatch):
     return add
 
 
-def test_the_slurm_job_gives_every_task_its_gpu(fake, monkeypatch):
+def test_the_slurm_job_gives_every_task_its_gpu(fake, monkeypatch, tmp_path):
     fake("srun", "printf '%s\\n' \"${*@Q}\"")
     fake("scontrol", "echo node1; echo node2")
+    data, runs = tmp_path / "data", tmp_path / "runs"
     job = ["bash", str(ROOT / "scripts" / "slurm_wmt14.sh"), "dpfp-nu1-delta", "--seed", "2"]
+    job += ["--data", str(data), "--runs", str(runs)]
     env = {**os.environ, **JOB, "SLURM_SUBMIT_DIR": str(ROOT)}
+    missing = subprocess.run(job, capture_output=True, text=True, env=env)
+    assert missing.returncode == 1 and "holds no data" in missing.stderr
+    data.mkdir()
+    (data / "dict.de.txt").touch()
     done = subprocess.run(job, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
+    folder = runs / "dpfp-nu1-delta-seed2"
+    record = json.loads((folder / "run.json").read_text())
+    assert record["finished"] and record["variant"] == "dpfp-nu1-delta" and record["seed"] == 2
+    command = shlex.split(done.stdout.splitlines()[-1])
     for name, value in {**JOB, "SLURM_JOB_NODELIST": "n", "SLURM_PROCID": "11"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SLURM_LOCALID", "3")
-    cfg = distributed(shlex.split(done.stdout))
+    cfg = distributed(command)
     place = cfg.distributed_training
     assert (place.distributed_world_size, place.distributed_rank, place.device_id) == (16, 11, 3)
     assert place.distributed_init_method == "tcp://node1:29500" and place.distributed_no_spawn
     assert cfg.optimization.update_freq == [3] and cfg.common.seed == 2
 
 
-def commands_of_the_page(first):
-    """Return the commands of the page that begin with a word, as lists of words."""
+def bash_of_the_page():
+    """Return the lines of the page's bash blocks, continued lines joined."""
     text = re.sub(r"\\\n\s*", "", PAGE.read_text())
-    text = text.replace('"$(python -m fairseq_fwm.doctor --user-dir)"', "fairseq_fwm")
-    blocks = re.findall(r"```bash\n(.*?)```", text, re.S)
-    lines = [line for block in blocks for line in block.splitlines()]
-    return [shlex.split(line) for line in lines if line.startswith(first + " ")]
+    return [
+        line
+        for block in re.findall(r"```bash\n(.*?)```", text, re.S)
+        for line in block.splitlines()
+    ]
+
+
+def check_recipe(cfg):
+    """What would ruin a training if it were left to fairseq's defaults."""
+    assert cfg.model.arch == "fwm_transformer_wmt_en_de_big" and cfg.model.dropout == 0.3
+    assert cfg.optimization.lr == [0.001] and cfg.lr_scheduler.warmup_updates == 4000
+    assert cfg.criterion._name == "label_smoothed_cross_entropy"
+    assert cfg.optimization.max_epoch == 45 and cfg.common.fp16
+    assert cfg.checkpoint.save_dir.startswith("runs/wmt14/")
 
 
 def test_torchrun_gives_every_process_its_gpu(fake, monkeypatch):
-    commands = commands_of_the_page("torchrun")
-    assert len(commands) == 2
-    for command in commands:
-        at = next(i for i, word in enumerate(command) if word.endswith("fairseq-train"))
-        for name, value in (("MASTER_ADDR", "node1"), ("MASTER_PORT", "29500")):
-            monkeypatch.setenv(name, value)
-        monkeypatch.setenv("WORLD_SIZE", "16")
-        monkeypatch.setenv("RANK", "11")
-        place = distributed(command[at:]).distributed_training
-        assert (place.distributed_world_size, place.distributed_rank) == (16, 11)
-        assert (place.device_id, place.distributed_init_method) == (3, "env://")
+    fake("torchrun", "printf '%s\\n' \"${*@Q}\"")
+    lines = [line for line in bash_of_the_page() if line.startswith(("eval ", "torchrun "))]
+    assert len(lines) == 2
+    done = subprocess.run(["bash", "-euc", "\n".join(lines)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    command = shlex.split(done.stdout)
+    for name, value in (("MASTER_ADDR", "node1"), ("MASTER_PORT", "29500")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    monkeypatch.setenv("RANK", "11")
+    cfg = distributed(command[command.index("fairseq-train") :])
+    place = cfg.distributed_training
+    assert (place.distributed_world_size, place.distributed_rank) == (16, 11)
+    assert (place.device_id, place.distributed_init_method) == (3, "env://")
+    assert cfg.optimization.update_freq == [3]
+    check_recipe(cfg)
 
 
-def test_the_pages_commands_are_understood(fake):
-    commands = commands_of_the_page("fairseq-train")
-    assert len(commands) == 2
-    for command in commands:
-        cfg = distributed(command)
-        assert cfg.optimization.update_freq == [6] and cfg.common.fp16
-        assert cfg.model.arch == "fwm_transformer_wmt_en_de_big"
+def test_the_pages_command_is_understood(fake):
+    lines = [line for line in bash_of_the_page() if line.startswith("fairseq-train ")]
+    assert len(lines) == 1
+    path = '"$(python -m fairseq_fwm.doctor --user-dir)"'
+    cfg = distributed(shlex.split(lines[0].replace(path, "fairseq_fwm")))
+    assert cfg.optimization.update_freq == [6]
+    check_recipe(cfg)

@@ -20,8 +20,8 @@ def set_inference_precision(model: nn.Module, precision: str) -> None:
         precision: ``float32`` leaves it alone. ``bfloat16`` converts weights and activations; fast
             weights are accumulated in float32 all the same. ``int8`` is torch's dynamic
             quantisation of the linear layers (`torch.ao.quantization.quantize_dynamic`): weights
-            of 8 bits, activations quantised as they come. Embeddings, norms and fast weights
-            stay float32.
+            of 8 bits, activations quantised as they come. Embeddings, norms, fast weights and an
+            adaptive softmax stay float32.
 
     Raises:
         ValueError: if the precision is unknown, the model is not on a CPU, or this torch has no
