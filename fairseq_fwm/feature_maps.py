@@ -93,6 +93,9 @@ class FeatureMap(nn.Module):
             scale_free: the caller divides out any factor common to the features of one position
                 (sum normalisation, or a query under attention normalisation), so the map may
                 choose that factor for numerical range.
+
+        Returns:
+            ``(..., out_dim)``.
         """
         raise NotImplementedError
 

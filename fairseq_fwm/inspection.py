@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from fairseq_fwm.ops.normalization import ATTN_NORM_EPS
 
+__all__ = ["MemoryTrace", "effective_rank", "trace_memory", "trace_mixer"]
+
 
 class MemoryTrace(NamedTuple):
     """The history of the memories of one sequence's heads; all fp64.

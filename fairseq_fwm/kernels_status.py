@@ -13,6 +13,8 @@ OPS = tuple(
     op for op in library.SCHEMAS if not op.endswith("_bwd") and "()" not in library.SCHEMAS[op]
 )
 
+__all__ = ["kernels_status"]
+
 
 def kernels_status() -> dict[str, Any]:
     """Say whether compiled kernels are there, which ops they serve, and the cure if they are not.

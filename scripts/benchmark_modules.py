@@ -29,7 +29,7 @@ from benchmark_conditions import BenchmarkError, quieten  # noqa: E402
 from benchmark_sides import alone, clock_of, measure, run_child  # noqa: E402
 from benchmark_updates import begin  # noqa: E402
 from data_files import write_json  # noqa: E402
-from result_tables import put_between_markers, table  # noqa: E402
+from result_tables import put_between_markers, short_commit, table  # noqa: E402
 
 quieten()
 from torch import nn  # noqa: E402
@@ -149,7 +149,9 @@ def page(found: dict[str, dict[str, Any]], size: Size, about: dict[str, Any]) ->
     head = (
         f"{what}, forward and backward, batch {size.batch}, T = {size.length}, "
         f"threads: {about['threads']}, {about['cpu']}, torch {about['torch']}, seed "
-        f"{about['seed']}, {about['date'][:10]}, commit {(about['commit'] or '?')[:9]}:"
+        f"{about['seed']}, {about['date'][:10]}, load {about['load']} at the start, "
+        f"{'freed memory kept' if about['kept_heap'] else 'freed memory returned to the kernel'}, "
+        f"commit {short_commit(about['commit'])}:"
     )
     header = ["", "ms", "times as long as ours", "memory added, MB"]
     return "\n\n".join([head, f"    {about['command']}", table(header, rows)])

@@ -9,7 +9,9 @@ usage: bash scripts/wheel_check.sh [--dir DIR] [--keep]
 Makes an environment with torch and without fairseq, builds the sdist and from it the wheel
 (python -m build), and checks that
   - the sdist installs there, with its compiled kernels where a compiler is;
-  - without a compiler it installs as pure Python and says why;
+  - without a compiler it installs as pure Python, says why, and passes the doctests and the tests
+    of modules and trained models;
+  - the wheel installs, with its kernels;
   - the library's doctests and its part of the test suite pass on what is installed.
 Nothing of this checkout changes: everything is under DIR, which is removed at the end unless --keep
 is given; then the sdist and the wheel are left in DIR/dist.
@@ -59,33 +61,44 @@ rm -rf "${dir:?}/dist" "${dir:?}/sdist"
 ls -l "$dir/dist"
 sdist=("$dir"/dist/*.tar.gz)
 
-say "installing the sdist without a compiler"
-CXX=no-such-compiler "${pip[@]}" install --no-build-isolation --no-deps --force-reinstall "${sdist[0]}"
-cd "$dir"
-"$python" -c '
-import fairseq_fwm
-status = fairseq_fwm.kernels_status()
-assert not status["extension"], status
-print("ok      pure Python:", status["reason"])
-'
+mkdir "$dir/sdist"
+tar -xzf "${sdist[0]}" -C "$dir/sdist" --strip-components=1
+rm -r "$dir/sdist/fairseq_fwm" # the installed package is the one to test
+export OMP_NUM_THREADS=1
 
-say "installing the sdist with its kernels"
-FWM_BUILD=cpu "${pip[@]}" install --no-build-isolation --no-deps --force-reinstall "${sdist[0]}"
-"$python" -c '
+install() { "${pip[@]}" install --no-deps --force-reinstall "$@"; }
+
+library_tests() { # NAME...: tests/test_NAME.py on what is installed
+  (cd "$dir/sdist" && "$python" -m pytest --quiet -n 2 -m "not slow" "${@/#/tests/test_}")
+}
+
+compiled() {
+  (cd "$dir" && "$python" -c '
 import importlib.util
 import fairseq_fwm
 assert importlib.util.find_spec("fairseq") is None, "fairseq is here"
 assert fairseq_fwm.kernels_status()["extension"], fairseq_fwm.kernels_status()
 print("ok      compiled kernels in", fairseq_fwm.__file__)
-'
+')
+}
 
-say "the library's doctests and tests on what is installed"
-mkdir "$dir/sdist"
-tar -xzf "${sdist[0]}" -C "$dir/sdist" --strip-components=1
-rm -r "$dir/sdist/fairseq_fwm" # the installed package is the one to test
-cd "$dir/sdist"
-export OMP_NUM_THREADS=1
-"$python" -m pytest --quiet -n 2 -m "not slow" tests/test_doctests.py tests/test_nn.py tests/test_ops.py tests/test_kernels.py \
-  tests/test_feature_maps.py tests/test_mixers.py tests/test_recall.py tests/test_recurrent_ops.py \
-  tests/test_recurrent_mixers.py tests/test_trained_models.py
+say "the sdist without a compiler"
+CXX=no-such-compiler install --no-build-isolation "${sdist[0]}"
+(cd "$dir" && "$python" -c '
+import fairseq_fwm
+status = fairseq_fwm.kernels_status()
+assert not status["extension"], status
+print("ok      pure Python:", status["reason"])
+')
+library_tests doctests.py nn.py trained_models.py
+
+say "the wheel"
+install "$dir"/dist/*.whl
+compiled
+
+say "the sdist with its kernels"
+FWM_BUILD=cpu install --no-build-isolation "${sdist[0]}"
+compiled
+library_tests doctests.py nn.py ops.py kernels.py feature_maps.py mixers.py recall.py \
+  recurrent_ops.py recurrent_mixers.py trained_models.py inspection.py fla.py interop.py
 say "all checks passed"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 ENTRY = re.compile(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {5,}.*|\n(?=\n {5}))*)", re.MULTILINE)
 SECTION = re.compile(r"^(?:Args|Attributes):\n((?:    .*\n|\n)*)", re.MULTILINE)
+RETURNS = re.compile(r"^(?:Returns|Yields):\n((?:    .*\n?|\n)*)", re.MULTILINE)
 SHAPE = re.compile(r"``\([^`]*\)``|\bas in\b|\bas there\b|\bsee :")
 REFERENCE = re.compile(r"(?:[Ss]ee|[Aa]s in|In-place) :(?:func|meth|class):`([^`]+)`")
 
@@ -57,29 +58,46 @@ def _callable_problems(function: Any, name: str, owner: type | None) -> Iterator
     doc = inspect.cleandoc(function.__doc__ or "")
     if not doc:
         yield f"{name} has no docstring"
-    elif "see the base class" in doc and owner is not None:
+        return
+    if "see the base class" in doc and owner is not None:
         method = name.rpartition(".")[2]
         if not any(vars(base).get(method) for base in owner.__mro__[1:]):
             yield f"{name}: no base class has {method}"
-    elif reference := REFERENCE.search(doc):
-        if _find(reference[1], function, owner) is None:
-            yield f"{name}: there is no {reference[1]}"
-    else:
-        fields = {key: parameter.annotation for key, parameter in _parameters(function)}
-        yield from _shape_problems(doc, fields, name)
+        return
+    missing = [path for path in REFERENCE.findall(doc) if _find(path, function, owner) is None]
+    yield from (f"{name}: there is no {path}" for path in missing)
+    refers = REFERENCE.search(doc) and "\nArgs:\n" not in doc  # to what says everything
+    if refers or missing:
+        return
+    fields = {key: parameter.annotation for key, parameter in _parameters(function)}
+    yield from _shape_problems(doc, fields, name)
+    if _has_tensor(inspect.signature(function).return_annotation):
+        said = RETURNS.search(doc)
+        if not SHAPE.search(said[1] if said else doc.partition("\n")[0]):
+            yield f"{name}: no shape of what it returns"
 
 
 def _shape_problems(doc: str, fields: dict[str, Any], name: str) -> Iterator[str]:
     sections = "\n".join(SECTION.findall(inspect.cleandoc(doc) + "\n"))
     entries = {key: text for keys, text in ENTRY.findall(sections) for key in keys.split(", ")}
     for key, annotation in fields.items():
-        union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
-        if Tensor not in (typing.get_args(annotation) if union else (annotation,)):
+        if not _is_tensor(annotation):
             continue
         if key not in entries:
             yield f"{name}: no entry for the tensor {key}"
         elif not SHAPE.search(entries[key]):
             yield f"{name}: no shape of the tensor {key}"
+
+
+def _is_tensor(annotation: Any) -> bool:
+    union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
+    return Tensor in (typing.get_args(annotation) if union else (annotation,))
+
+
+def _has_tensor(annotation: Any) -> bool:
+    """Return whether a tensor, or a tuple with one, is among what comes back."""
+    parts = (annotation, *typing.get_args(annotation))
+    return any(_is_tensor(x) or Tensor in typing.get_args(x) for x in parts)
 
 
 def _find(path: str, function: Any, owner: type | None) -> Any:

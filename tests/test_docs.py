@@ -19,7 +19,7 @@ from fairseq_fwm.mixers import UpdateRule
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "kernels/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-PACKAGES = ("ops", "nn", "mixers", "feature_maps")
+PACKAGES = ("ops", "nn", "mixers", "feature_maps", "inspection", "kernels_status")
 FENCE = re.compile(
     r"(?:<!-- not run: (?P<why>.+?) -->\s*)?^```python\n(?P<code>.*?)^```", re.M | re.S
 )
@@ -49,7 +49,7 @@ def undocumented(x: Tensor) -> Tensor:
     return x
 
 
-def without_entry(x: Tensor, y: Tensor | None = None) -> Tensor:
+def without_entry(x: Tensor, y: Tensor | None = None) -> None:
     """Add.
 
     Args:
@@ -57,11 +57,30 @@ def without_entry(x: Tensor, y: Tensor | None = None) -> Tensor:
     """
 
 
-def without_shape(x: Tensor) -> Tensor:
+def without_shape(x: Tensor) -> None:
     """Add.
 
     Args:
         x: what comes in (of any size).
+    """
+
+
+def referring_past_its_arguments(x: Tensor, y: Tensor) -> None:
+    """Add; see :func:`fairseq_fwm.ops.causal_sum`.
+
+    Args:
+        x: ``(N, T)``.
+    """
+
+
+def silent_about_its_result(x: Tensor) -> tuple[Tensor, int]:
+    """Add.
+
+    Args:
+        x: ``(N, T)``.
+
+    Returns:
+        The sum.
     """
 
 
@@ -97,6 +116,8 @@ class Holder:
         (undocumented, ["f has no docstring"]),
         (without_entry, ["f: no entry for the tensor y"]),
         (without_shape, ["f: no shape of the tensor x"]),
+        (referring_past_its_arguments, ["f: no entry for the tensor y"]),
+        (silent_about_its_result, ["f: no shape of what it returns"]),
         (to_nowhere, ["f: there is no fairseq_fwm.ops.causal_product"]),
         (Bare, ["f has no docstring"]),
         (Holder, ["f.put: no base class has put", "f.size has no docstring"]),

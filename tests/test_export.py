@@ -196,7 +196,16 @@ def test_damaged_folders_say_so(tmp_path):
     config.write_text(whole.replace('"ff_dim": 24', '"ff_dim": 25'))
     with pytest.raises(ExportError, match=r"(?s)size mismatch.*export the checkpoint again"):
         load_exported(tmp_path)
+    for damage in (whole[:80], "[1, 2]", whole.replace('"tied": {', '"tied": {"no.such": "x", ')):
+        config.write_text(damage)
+        with pytest.raises(ExportError, match="is damaged"):
+            load_exported(tmp_path)
+    config.write_text(whole.replace('"dictionaries": {', '"dictionaries": {"target": "dict.txt"'))
+    with pytest.raises(ExportError, match=r"(?s)is damaged.*dict.txt"):
+        load_exported(tmp_path)
     config.write_text(whole)
+    with pytest.raises(ExportError, match="a Linear has no place in such a folder"):
+        save_exported(tmp_path / "other", torch.nn.Linear(2, 2))
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ExportError, match="is damaged"):

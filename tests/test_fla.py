@@ -1,6 +1,6 @@
 """The adapter of flash-linear-attention: a stand-in with its conventions, made of our reference.
 
-What the stand-in does not show, its kernels do in test_interop.py where they can be run.
+Its kernels need a GPU and are run by no test; test_interop.py compares its signatures.
 """
 
 import sys

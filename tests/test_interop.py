@@ -13,6 +13,7 @@ torch as it is.
 import importlib
 import importlib.util
 import inspect
+import random
 import sys
 from pathlib import Path
 
@@ -22,7 +23,10 @@ from variants import assert_close
 
 from fairseq_fwm import ops
 
+# N, H, T, K, V: odd ones that matter, and random ones.
 SIZES = [(1, 1, 1, 1, 1), (2, 3, 7, 5, 4), (1, 2, 31, 8, 3), (2, 1, 63, 6, 9), (1, 2, 100, 16, 7)]
+DRAW = random.Random(0)
+SIZES += [tuple(DRAW.randint(1, most) for most in (3, 3, 130, 24, 24)) for _ in range(4)]
 IMPLS = ["reference", "auto"]
 
 

@@ -70,6 +70,18 @@ def test_padding_changes_nothing(variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_outputs_do_not_see_padding(variant, side):
+    net, x, noise = model(variant), torch.randn(2, 6, 12), torch.randn(2, 3, 12)
+    left = side == "left"
+    padded = torch.cat((noise, x) if left else (x, noise), 1)
+    where = slice(3, 9) if left else slice(0, 6)
+    mask = torch.zeros(2, 9, dtype=torch.bool)
+    mask[:, where] = True
+    torch.testing.assert_close(net(padded, mask=mask)[:, where], net(x))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_the_future_is_not_seen(variant):
     net, x = model(variant), torch.randn(1, 8, 12)
     before = net(x)[:, :5]
@@ -208,10 +220,16 @@ def test_exports(variant, tmp_path):
     torch.testing.assert_close(again(x), net(x))
 
 
+CUDA = pytest.param(
+    "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+)
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_autocast_keeps_states_in_fp32(variant):
-    net, x = model(variant), torch.randn(2, 6, 12)
-    with torch.autocast("cpu", torch.bfloat16):
+def test_autocast_keeps_states_in_fp32(variant, device):
+    net, x = model(variant).to(device), torch.randn(2, 6, 12, device=device)
+    with torch.autocast(device, torch.bfloat16):
         y, states = net(x, return_state=True)
         y.float().square().sum().backward()
     assert all(z.dtype is torch.float32 for s in states for z in s if z is not None)
@@ -227,13 +245,19 @@ def test_bf16_modules():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_functional_call_and_transforms(variant):
+def test_functional_call_and_its_gradient(variant):
     net, x = model(variant, depth=1), torch.randn(2, 5, 12)
     parameters = {name: p.detach() + 0.1 for name, p in net.named_parameters()}
     changed = copy.deepcopy(net)
     changed.load_state_dict(parameters, strict=False)
     y = torch.func.functional_call(net, parameters, (x,))
     torch.testing.assert_close(y, changed(x))
+
+    parameters = {name: p.requires_grad_() for name, p in parameters.items()}
+    y = torch.func.functional_call(net, parameters, (x,))
+    found = torch.autograd.grad(y.square().sum(), [*parameters.values()])
+    wanted = torch.autograd.grad(changed(x).square().sum(), [*changed.parameters()])
+    torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -258,6 +282,51 @@ def test_copies_pickles_and_state_dicts(variant):
     other = FastWeightTransformer(12, 2, heads=2, head_dim=4, **VARIANTS[variant])
     other.load_state_dict(torch.load(file, weights_only=True))
     assert torch.equal(other.eval()(x), y)
+
+
+DPFP_MODULES = {
+    "attention": (lambda: DPFPAttention(12, 4, 2), (2, 5, 12)),
+    "cell": (lambda: DPFPCell(12), (2, 12)),
+    "former": (lambda: DPFPformer(12, 2, 4, 2), (2, 5, 12)),
+}
+
+
+@pytest.mark.parametrize("kind", DPFP_MODULES)
+def test_dpfp_modules_are_copied_pickled_and_compiled(kind):
+    build, shape = DPFP_MODULES[kind]
+    net, x = build().eval(), torch.randn(shape)
+    arguments = (x, torch.zeros(2, 24, 24)) if kind == "cell" else (x,)
+    wanted = net(*arguments)
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net)), compiled):
+        torch.testing.assert_close(other(*arguments), wanted)
+
+
+def test_what_does_not_fit_is_named():
+    net, x = model("dpfp-delta"), torch.randn(2, 5, 12)
+    states = net.init_state(2)
+    for wrong in (states[:1], (*states, states[0])):
+        for call in (lambda s: net(x, s), lambda s: net.step(x[:, 0], s)):
+            with pytest.raises(ValueError, match=f"as many states; found {len(wrong)}"):
+                call(wrong)
+    attention = net.layers[0].attention
+    with pytest.raises(ValueError, match="a FastWeightState; found a Tensor"):
+        attention(x, states[0].weights)
+    with pytest.raises(ValueError, match=r"must have shape \(N, T, dim\); found \(2, 12\)"):
+        attention(x[:, 0])
+    with pytest.raises(ValueError, match=r"a step takes x of shape \(N, dim\)"):
+        attention.step(x)
+    both_ways = FastWeightAttention(12, 2, rule="sum", feature_map="elu", causal=False)
+    for call in (lambda: both_ways.step(x[:, 0]), lambda: both_ways(x, return_state=True)):
+        with pytest.raises(ValueError, match="not causal has no state"):
+            call()
+    cell = DPFPCell(12)
+    for shape in ((24, 24), (3, 24, 24), (2, 24, 12)):
+        with pytest.raises(ValueError, match=r"W must be \(2, 24, 24\) or \(1, 24, 24\)"):
+            cell(x[:, 0], torch.zeros(shape))
+    with pytest.raises(ValueError, match="2 layers go on from as many states; found 3"):
+        former = DPFPformer(12, 2, 4, 2)
+        former(x, torch.zeros(3, *former.get_memory_shape(2)[1:]))
 
 
 def _train(rank, address, found):

@@ -34,6 +34,9 @@ class Mixer(nn.Module):
             num_heads: H.
             device: where.
             dtype: accumulation dtype, fp32 or fp64.
+
+        Returns:
+            a ``state_type`` of ``(N, H, ...)`` tensors.
         """
         raise NotImplementedError
 
@@ -97,6 +100,9 @@ class Mixer(nn.Module):
         Args:
             projected: k | v, ``(N, H, T, 2d)``.
             mask: ``(N, T)`` bool, True where a position writes.
+
+        Returns:
+            the state, a ``state_type`` of ``(N, H, ...)`` tensors.
         """
         raise NotImplementedError
 

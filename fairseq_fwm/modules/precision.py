@@ -60,7 +60,7 @@ def _dynamic(module: nn.Module) -> Any:
     if not hasattr(getattr(torch.ao, "quantization", None), "quantize_dynamic"):
         raise ValueError(
             f"torch {torch.__version__} has no torch.ao.quantization.quantize_dynamic, which "
-            "--fwm-inference-precision int8 needs: take bfloat16, or the torch that the README names"
+            "--fwm-inference-precision int8 needs: take bfloat16, or another torch"
         )
     with warnings.catch_warnings():
         # Deprecated in favour of a package of its own, torchao, that is not needed otherwise.

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from fairseq_fwm.mixers import FastWeightConfig, build_mixer
 from fairseq_fwm.mixers.base import State
 
+NO_STATE = "attention that is not causal has no state to go on from"
+
 
 class FastWeightAttention(nn.Module):
     """Multi-head attention whose memory is a matrix that keys and values write to.
@@ -95,12 +97,16 @@ class FastWeightAttention(nn.Module):
             ``(N, T, dim)``; with ``return_state`` that and the state.
 
         Raises:
-            ValueError: a state where attention is not causal.
+            ValueError: a state where attention is not causal, or one that is none; an input of
+                another shape.
         """
+        if x.dim() != 3:
+            raise ValueError(f"x must have shape (N, T, dim); found {tuple(x.shape)}")
+        self._check_state(state)
         projected = self._to_heads(self.in_proj(x))
         if not self.causal:
-            if state is not None or return_state:
-                raise ValueError("attention that is not causal has no state to go on from")
+            if return_state:
+                raise ValueError(NO_STATE)
             return self._from_heads(self.mixer.forward_noncausal(projected, mask))
         y, state = self.mixer(projected, state, mask, output_final_state=return_state)
         y = self._from_heads(y)
@@ -118,11 +124,30 @@ class FastWeightAttention(nn.Module):
 
         Returns:
             ``(N, dim)`` and the new state.
+
+        Raises:
+            ValueError: as in :meth:`forward`.
         """
+        if not self.causal:
+            raise ValueError(NO_STATE)
+        if x.dim() != 2:
+            raise ValueError(f"a step takes x of shape (N, dim); found {tuple(x.shape)}")
+        self._check_state(state)
         state = self.init_state(len(x)) if state is None else state
         projected = self.in_proj(x).unflatten(-1, (self.heads, -1))
         y, state = self.mixer.step(projected, state, mask)
         return self.dropout(self.out_proj(y.flatten(-2))), state
+
+    def _check_state(self, state: Any) -> None:
+        if state is None:
+            return
+        if not self.causal:
+            raise ValueError(NO_STATE)
+        if not isinstance(state, self.mixer.state_type):
+            raise ValueError(
+                f"a state is what init_state and return_state give, a "
+                f"{self.mixer.state_type.__name__}; found a {type(state).__name__}"
+            )
 
     def _to_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

@@ -64,7 +64,9 @@ class DPFPAttention(nn.Module):
 
 
 class DPFPCell(nn.Module):
-    """One head, one time step: the paper's Eqs. 12-17 as they stand, plus an output layer.
+    """One head, one time step: the delta rule on sum-normalised features, and an output layer.
+
+    arXiv 2102.11174, Eqs. 23-25 and 29.
 
     Args:
         dim: size of the vectors.
@@ -102,8 +104,17 @@ class DPFPCell(nn.Module):
             context: where keys and values come from, ``(N, dim)``; ``x`` by default.
 
         Returns:
-            ``(N, dim)`` and the new W.
+            ``(N, dim)`` and the new W, ``(N, K, K)``.
+
+        Raises:
+            ValueError: W has another shape.
         """
+        inner = self.to_out.in_features
+        if W.shape not in ((len(x), inner, inner), (1, inner, inner)):
+            raise ValueError(
+                f"W must be ({len(x)}, {inner}, {inner}) or (1, {inner}, {inner}); found "
+                f"{tuple(W.shape)}"
+            )
         source = x if context is None else context
         one_head = (
             layer.unsqueeze(1) for layer in (self.to_q(x), self.to_k(source), self.to_v(source))
@@ -120,7 +131,7 @@ class DPFPformer(nn.Module):
     Args:
         dim: size of the vectors.
         depth: number of layers.
-        dim_head, heads, nu: as in :class:`DPFPAttention`.
+        dim_head, heads, nu: of every :class:`DPFPAttention`.
         ff_mult: width of the feed-forward networks over ``dim``.
         attn_dropout, ff_dropout: while training.
         pre_norm: layer normalisation before each part; otherwise behind it.
@@ -167,9 +178,16 @@ class DPFPformer(nn.Module):
 
         Args:
             x: ``(N, T, dim)``.
-            W: memories to go on from, see :meth:`get_memory_shape`; ``None``: empty ones.
+            W: memories to go on from, ``(depth, N, H, K, d)``; ``None``: empty ones.
             mask: ``(N, T)`` bool, False at padding.
             return_weights: return the memories after the last position, too.
+
+        Returns:
+            ``(N, T, dim)``; with ``return_weights`` that and the memories,
+            ``(depth, N, H, K, d)``.
+
+        Raises:
+            ValueError: W has no memory for every layer.
         """
         states = None if W is None else [FastWeightState(memory, None) for memory in W]
         if not return_weights:

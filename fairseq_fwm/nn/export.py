@@ -21,6 +21,8 @@ FORMAT, VERSION = "fairseq_fwm", 1
 KINDS = {"language_model": LanguageModel, "translation_model": TranslationModel}
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 Exported = LanguageModel | TranslationModel
+# What reading a folder comes to that is not what was written; a ValueError is JSON's, too.
+DAMAGED = (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError)
 
 
 class ExportError(Exception):
@@ -47,20 +49,21 @@ def load_exported(folder: str | Path, device: str | torch.device = "cpu") -> Exp
     from safetensors.torch import load_file
 
     folder = Path(folder)
-    config = read_config(folder)
     try:
+        config = read_config(folder)
         model = build(config)
         weights = load_file(folder / WEIGHTS)
         tie(model, config["tied"])
         model.load_state_dict(weights | {a: weights[b] for a, b in config["tied"].items()})
-    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        model.vocabularies = {
+            side: Vocabulary.from_file(folder / name)
+            for side, name in config["dictionaries"].items()
+        }
+    except (*DAMAGED, SafetensorError) as error:
         raise ExportError(
             f"{folder} is damaged, or of another version of fairseq_fwm ({error}): export the "
             "checkpoint again"
         ) from error
-    model.vocabularies = {
-        side: Vocabulary.from_file(folder / name) for side, name in config["dictionaries"].items()
-    }
     return model.to(device).eval()
 
 
@@ -121,10 +124,18 @@ def save_exported(
         dictionaries: the file names of the dictionaries under ``target`` and ``source``.
 
     Raises:
+        ExportError: if the model is none of these two.
         ImportError: if safetensors is not installed.
     """
     from safetensors.torch import save_file
 
+    kinds = [kind for kind, cls in KINDS.items() if isinstance(model, cls)]
+    if not kinds:
+        raise ExportError(
+            f"a {type(model).__name__} has no place in such a folder: only a LanguageModel or a "
+            "TranslationModel has (torch_twin.py makes one of a fairseq model); for other "
+            "modules use torch.save(module.state_dict(), ...)"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = model.state_dict()
@@ -133,7 +144,7 @@ def save_exported(
     config = {
         "format": FORMAT,
         "version": VERSION,
-        "kind": next(kind for kind, cls in KINDS.items() if isinstance(model, cls)),
+        "kind": kinds[0],
         "eos": model.eos,
         **{side: asdict(stack.cfg) for side, stack in model.named_children()},
         "dictionaries": dictionaries or {},

@@ -45,14 +45,33 @@ class FastWeightBlock(nn.Module):
         mask: Tensor | None = None,
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, State]:
-        """Process a sequence; see :meth:`FastWeightAttention.forward`."""
+        """Process a sequence.
+
+        Args:
+            x: ``(N, T, dim)``.
+            state: of the attention, to go on from; ``None`` is an empty memory.
+            mask: ``(N, T)`` bool, False at padding.
+            return_state: return the state after the last position, too.
+
+        Returns:
+            ``(N, T, dim)``; with ``return_state`` that and the state.
+        """
         y = self.attention(self._before(self.attention_norm, x), state, mask, return_state)
         y, state = y if return_state else (y, None)
         x = self._feed_forward(x + self._behind(self.attention_norm, y))
         return (x, state) if return_state else x
 
     def step(self, x: Tensor, state: State, mask: Tensor | None = None) -> tuple[Tensor, State]:
-        """Process one position; see :meth:`FastWeightAttention.step`."""
+        """Process one position.
+
+        Args:
+            x: ``(N, dim)``.
+            state: of the attention; not changed.
+            mask: ``(N,)`` bool, False where nothing is written.
+
+        Returns:
+            ``(N, dim)`` and the new state.
+        """
         y, state = self.attention.step(self._before(self.attention_norm, x), state, mask)
         return self._feed_forward(x + self._behind(self.attention_norm, y)), state
 
@@ -66,6 +85,16 @@ class FastWeightBlock(nn.Module):
         return x if self.pre_norm else norm(x)
 
 
+def check_number(blocks: Sequence[nn.Module], states: Sequence[State] | None) -> None:
+    """Refuse states that are not one for every block.
+
+    Raises:
+        ValueError: with both numbers.
+    """
+    if states is not None and len(states) != len(blocks):
+        raise ValueError(f"{len(blocks)} layers go on from as many states; found {len(states)}")
+
+
 def run_blocks(
     blocks: Iterable[nn.Module],
     x: Tensor,
@@ -73,8 +102,13 @@ def run_blocks(
     mask: Tensor | None = None,
     return_state: bool = False,
 ) -> Tensor | tuple[Tensor, States]:
-    """Process a sequence by one block after the other; see :class:`FastWeightTransformer`."""
-    after = []
+    """Process a sequence by one block after the other; see :class:`FastWeightTransformer`.
+
+    Raises:
+        ValueError: there is not one state for every block.
+    """
+    blocks, after = list(blocks), []
+    check_number(blocks, states)
     for i, block in enumerate(blocks):
         x = block(x, None if states is None else states[i], mask, return_state)
         if return_state:
@@ -127,7 +161,7 @@ class FastWeightTransformer(nn.Module):
         )
 
     def init_state(self, batch: int) -> States:
-        """Return the states of empty memories."""
+        """Return the states of empty memories, each a named tuple of ``(N, H, ...)`` tensors."""
         return tuple(layer.attention.init_state(batch) for layer in self.layers)
 
     def forward(
@@ -147,6 +181,9 @@ class FastWeightTransformer(nn.Module):
 
         Returns:
             ``(N, T, dim)``; with ``return_state`` that and the states.
+
+        Raises:
+            ValueError: there is not one state for every layer.
         """
         return run_blocks(self.layers, x, states, mask, return_state)
 
@@ -162,8 +199,12 @@ class FastWeightTransformer(nn.Module):
 
         Returns:
             ``(N, dim)`` and the new states.
+
+        Raises:
+            ValueError: there is not one state for every layer.
         """
         after = []
+        check_number(self.layers, states)
         states = self.init_state(len(x)) if states is None else states
         for layer, state in zip(self.layers, states, strict=True):
             x, state = layer.step(x, state, mask)
