@@ -71,6 +71,12 @@ def make_parser() -> argparse.ArgumentParser:
     size = parser.add_argument_group(
         "size and training; defaults suit the model and the language, see KNOWN in formal_runs.py"
     )
+    size.add_argument(
+        "--anneal",
+        action=argparse.BooleanOptionalAction,
+        help="let the learning rate fall to 1/100 by half a cosine, instead of the published, "
+        "constant one; counts are then kept for longer",
+    )
     plain, few = Size().of("parity"), Size().of(FEW_STRINGS[0])
     for flag, (name, text) in SIZE_FLAGS.items():
         value, of_few = getattr(plain, name), getattr(few, name)
@@ -111,7 +117,9 @@ def one(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if not args.task:
         parser.error("--task says which language the data are of; or --grid for all")
     names = (name for name, _ in SIZE_FLAGS.values())
-    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    given = {
+        name: value for name in (*names, "anneal") if (value := getattr(args, name)) is not None
+    }
     size = replace(default_size(model, args.task), **given)
     run = Run(args.data_dir, args.out, args.task, model, size, args.seed, not args.select_bin0)
     result = run.result()

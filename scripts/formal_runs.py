@@ -40,6 +40,7 @@ class Size:
     batch: int | None = None
     updates: int = 3000
     eval_every: int | None = None
+    anneal: bool = False
 
     def of(self, task: str) -> "Size":
         """Fill in what depends on the language: few strings are few in a batch, soon evaluated."""
@@ -60,6 +61,7 @@ class Size:
             name += f"p{self.dropout:g}"
         if self.batch != plain.batch:
             name += f"b{self.batch}"
+        name += "a" if self.anneal else ""
         return name + (f"u{self.updates}" if self.updates != plain.updates else "")
 
 
@@ -111,6 +113,7 @@ class Run:
             *("--dropout", str(size.dropout), "--criterion", "tagging", "--optimizer", "adam"),
             *("--adam-betas", "(0.9, 0.995)", "--adam-eps", "1e-9", "--lr", str(size.lr)),
             *("--lr-scheduler", "until_solved", "--solved-loss", "0", "--stop-min-lr", "0"),
+            *(["--anneal"] if size.anneal else []),
             *("--unsolved-patience", "1000000", "--best-checkpoint-metric", "wrong"),
             *("--batch-size", str(size.batch), "--max-update", str(size.updates)),
             *("--eval-every", str(size.eval_every), "--seed", str(self.seed)),

@@ -286,6 +286,20 @@ def test_a_resumed_training_counts_on(tmp_path):
     assert second.ended and not first.ended
 
 
+def test_the_rate_falls_where_it_is_to(tmp_path):
+    schedule = until_solved(tmp_path, anneal=True, max_update=100)
+    found = [schedule.step_begin_epoch(1)]
+    for update in range(1, 101):
+        found.append(schedule.step_update(update))
+        if update in (40, 80):
+            assert schedule.step_begin_epoch(update) == found[-1]
+    assert found == sorted(found, reverse=True)
+    assert found[0] == 0.1 and found[100] == pytest.approx(0.001)
+    assert found[50] == pytest.approx(0.0505)
+    with pytest.raises(ValueError, match="needs an end: pass --max-update"):
+        until_solved(tmp_path, anneal=True, max_update=0)
+
+
 def test_a_schedule_that_cannot_end_is_refused(tmp_path):
     with pytest.raises(ValueError, match="pass --stop-min-lr 0"):
         UntilSolved(UntilSolvedConfig(lr=[0.1], stop_min_lr=-1.0), None)

@@ -1,4 +1,4 @@
-"""``until_solved``: a fixed learning rate until a task is solved, or training gets no further."""
+"""``until_solved``: a learning rate until a task is solved, or training gets no further."""
 
 import csv
 import logging
@@ -28,6 +28,11 @@ class UntilSolvedConfig(FixedLRScheduleConfig):
     eval_log: Optional[str] = field(
         default=None, metadata={"help": "file for lines of `step,eval-loss`, one per validation"}
     )
+    anneal: bool = field(
+        default=False,
+        metadata={"help": "let the rate fall by half a cosine, to 1/100 at --max-update"},
+    )
+    max_update: int = II("optimization.max_update")
     stop_min_lr: float = II("optimization.stop_min_lr")
 
 
@@ -36,7 +41,7 @@ class UntilSolved(FixedLRSchedule):
     """Sets the learning rate to zero when training shall end; fairseq then stops it.
 
     Raises:
-        ValueError: if fairseq would not stop at zero.
+        ValueError: if fairseq would not stop at zero, or annealing has no end.
     """
 
     def __init__(self, cfg: UntilSolvedConfig, optimizer: Any) -> None:
@@ -46,6 +51,8 @@ class UntilSolved(FixedLRSchedule):
                 "--lr-scheduler until_solved ends training by a learning rate of zero: pass "
                 "--stop-min-lr 0"
             )
+        if cfg.anneal and not cfg.max_update:
+            raise ValueError("--anneal needs an end: pass --max-update")
         self.best, self.worse, self.ended, self.updates = math.inf, 0, False, 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -65,7 +72,18 @@ class UntilSolved(FixedLRSchedule):
     def step_update(self, num_updates: int) -> float:
         """Set the rate after an update."""
         self.updates = num_updates
-        return super().step_update(num_updates)
+        return self._annealed(super().step_update(num_updates))
+
+    def step_begin_epoch(self, epoch: int) -> float:
+        """Set the rate before an epoch's first update."""
+        return self._annealed(super().step_begin_epoch(epoch))
+
+    def _annealed(self, lr: float) -> float:
+        if self.cfg.anneal:
+            done = min(1.0, self.updates / self.cfg.max_update)
+            lr *= 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2
+            self.optimizer.set_lr(lr)
+        return lr
 
     def step(self, epoch: int, val_loss: Optional[float] = None) -> None:
         """Look at a validation's loss; one that is not a number is no improvement."""
