@@ -221,7 +221,10 @@ def test_decoding_keeps_what_the_plan_says(variant):
 # ---------------------------------------------------------------- the command line
 
 
-@pytest.mark.parametrize("row", ["wmt14_dpfp_nu2", "iwslt14_elu_delta"])
+HEADERS = ("wmt14_dpfp_nu2", "wmt14_favor_m128", "wmt14_dpfp_nu3_delta", "iwslt14_elu_delta")
+
+
+@pytest.mark.parametrize("row", HEADERS)
 def test_a_rows_header_says_what_the_plan_says(row, capsys):
     assert plan_run.main(["--row", row, "--lengths", "32"]) == 0
     said = re.search(r"estimated: (\S+) hours on 1 A100", capsys.readouterr().out)[1]

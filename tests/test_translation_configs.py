@@ -115,6 +115,13 @@ def test_every_variant_has_its_row():
         assert len(names) == sum(row.startswith(f"{corpus}_") for row in ROWS) == 13
 
 
+def test_data_are_where_the_prepare_scripts_put_them():
+    for corpus, prepare in (("wmt14", "wmt14_ende"), ("iwslt14", "iwslt14_deen")):
+        text = (ROOT / "scripts" / f"prepare_{prepare}.sh").read_text()
+        assert f"--name {prepare}" in text
+        assert f"'data/{prepare}'" in script(corpus, "softmax", "--print")
+
+
 def test_gpus_share_the_micro_batches():
     cfg = settings_of_script("wmt14_linear", "--gpus", "8")
     assert cfg.optimization.update_freq == [6]
@@ -210,5 +217,7 @@ def test_a_row_says_what_it_is(row):
     assert re.search(
         r"^# Published BLEU: (none\.|valid \d.*\(arXiv 2102\.11174, Table 1\)\.)$", head, re.M
     )
-    assert ("none" in head) or row.startswith("wmt14")
+    corpus, _, variant = row.partition("_")
+    is_published = corpus == "wmt14" and variant in PUBLISHED
+    assert ("# Published BLEU: none." in head) != is_published
     assert "# Effective batch: at most" in head and "Updates: " in head
