@@ -68,8 +68,8 @@ export OMP_NUM_THREADS=1
 
 install() { "${pip[@]}" install --no-deps --force-reinstall "$@"; }
 
-library_tests() { # NAME...: tests/test_NAME.py on what is installed
-  (cd "$dir/sdist" && "$python" -m pytest --quiet -n 2 -m "not slow" "${@/#/tests/test_}")
+library_tests() { # EXPRESSION FILE...: the tests that pytest's -k chooses, on what is installed
+  (cd "$dir/sdist" && "$python" -m pytest --quiet -n 2 -m "not slow" -k "$1" "${@:2}")
 }
 
 compiled() {
@@ -90,7 +90,9 @@ status = fairseq_fwm.kernels_status()
 assert not status["extension"], status
 print("ok      pure Python:", status["reason"])
 ')
-library_tests doctests.py nn.py trained_models.py
+# Without operators of its own torch traces the chunks: docs/howto/without_fairseq.md says what that fixes.
+library_tests 'not test_exports and not (test_compiles and (recurrent or srwm))' \
+  tests/test_doctests.py tests/test_nn.py tests/test_trained_models.py
 
 say "the wheel"
 install "$dir"/dist/*.whl
@@ -99,6 +101,8 @@ compiled
 say "the sdist with its kernels"
 FWM_BUILD=cpu install --no-build-isolation "${sdist[0]}"
 compiled
-library_tests doctests.py nn.py ops.py kernels.py feature_maps.py mixers.py recall.py \
-  recurrent_ops.py recurrent_mixers.py trained_models.py inspection.py fla.py interop.py
+library_tests '' tests/test_doctests.py tests/test_nn.py tests/test_ops.py tests/test_kernels.py \
+  tests/test_feature_maps.py tests/test_mixers.py tests/test_recall.py tests/test_recurrent_ops.py \
+  tests/test_recurrent_mixers.py tests/test_trained_models.py tests/test_inspection.py \
+  tests/test_fla.py tests/test_interop.py
 say "all checks passed"
