@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path[:0] = map(str, (Path(__file__).resolve().parent, Path(__file__).resolve().parents[1]))
-from data_files import whole, write_json  # noqa: E402
+from data_files import write_json, write_whole  # noqa: E402
 from published_tables import CONVERSIONS, HEAD_DIM, LANGUAGE, TABLES, Row, Table  # noqa: E402
 from reproduce_steps import PLANS, SPLITS, Plan, Step  # noqa: E402
 from result_tables import table as markdown  # noqa: E402
@@ -225,9 +225,7 @@ def write_page(number: int, text: str, args: argparse.Namespace, record: Any) ->
     """Write a table to the runs' directory; return where."""
     seed = "" if args.seed is None else f"-seed{args.seed}"
     path = args.runs / args.scale / f"table{number}{seed}.md"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as temporary:
-        temporary.write_text(text + "\n", "utf-8")
+    write_whole(path, f"{text}\n".encode())
     write_json(path.with_suffix(".json"), record)
     return path
 
@@ -312,7 +310,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     rows = [row for row in table.rows if not args.only or row.run in args.only]
     plan, outcome = plan_of(table, args), Outcome()
-    if problem := refused(plan, rows):
+    if not args.collect and (problem := refused(plan, rows)):
         parser.error(problem)
     if args.dry_run:
         steps = [step for row in rows for step in steps_of(plan, table, [row])]

@@ -1,6 +1,5 @@
 """What scripts/reproduce.py runs for a row of a published table, and what it leaves."""
 
-import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any
 
 from data_files import read_json
 from published_tables import LANGUAGE, TRANSLATION, Row, Table
+from run_record import training_speed
 
 SPLITS = ("valid", "test")
 TINY_FACTOR = 4  # Transformer-XL's memories and segments are divided by it
@@ -130,8 +130,8 @@ class Plan:
         """Return how many a model has, as its training says."""
         log = self.folder(row) / "train.log"
         text = log.read_text("utf-8", errors="replace") if log.is_file() else ""
-        found = re.findall(r"num\. shared model params: ([\d,]+)", text)
-        return found[-1] if found else ""
+        found = training_speed(text)["parameters"]
+        return f"{found:,}" if found else ""
 
 
 class Translation(Plan):

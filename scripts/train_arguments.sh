@@ -80,6 +80,7 @@ take_device() { # SWITCH, or OPTION VALUE
 }
 
 share_among_gpus() { # COUNT WHAT: how many each GPU gets
+  [[ -z $cpu || $gpus == 1 ]] || die "--cpu and --gpus do not go together"
   ((gpus > 0 && $1 % gpus == 0)) || die "--gpus must divide $2, $1; $gpus does not"
   echo $(($1 / gpus))
 }

@@ -45,7 +45,6 @@ set_command() { # sets command and dir from the arguments
   for one in "${extra[@]}"; do
     [[ $one == *=* ]] || die "'$one' is neither an option nor KEY=VALUE"
   done
-  [[ -z $cpu || $gpus == 1 ]] || die "--cpu and --gpus do not go together"
   share=$(share_among_gpus "$(streams)" 'the streams of this row') || exit
   [[ -z $cpu ]] || device=(common.cpu=true)
   [[ -n $name ]] || name=$variant-seed$seed

@@ -68,7 +68,6 @@ seed=1 name='' data='' runs='' extra=()
 take() { take_device "$@"; }
 
 set_command() { # sets command and dir from the arguments
-  [[ -z $cpu || $gpus == 1 ]] || die "--cpu and --gpus do not go together"
   local flags device=(--fp16 --distributed-world-size "$gpus") share
   share=$(share_among_gpus "$micro_batches" 'the batches of an update') || exit
   [[ -z $cpu ]] || device=(--cpu)
