@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+import pytorch_forms
 from fairseq_fwm import ops
 from fairseq_fwm.mixers import FastWeightState
 from fairseq_fwm.nn import (
@@ -179,8 +180,15 @@ def compiler():
     torch._dynamo.reset()
 
 
+@pytest.fixture(params=["compiled", "pytorch"])
+def operators(request, monkeypatch):
+    """Run the ops by kernels, and as where no compiler is."""
+    if request.param == "pytorch":
+        pytorch_forms.use(monkeypatch)
+
+
 @pytest.mark.parametrize("variant", ["dpfp-delta", "elu-sum", "favor-sum", "recurrent", "srwm"])
-def test_compiles_without_graph_breaks_for_any_length(compiler, variant):
+def test_compiles_without_graph_breaks_for_any_length(compiler, operators, variant):
     net = model(variant, depth=1)
     # The graph's own backward pass; C++ code for these few operations would take a minute.
     fast = torch.compile(net, fullgraph=True, dynamic=True, backend="aot_eager")
@@ -209,7 +217,7 @@ def test_inductor_compiles(compiler, variant, causal):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_exports(variant, tmp_path):
+def test_exports(operators, variant, tmp_path):
     net = model(variant, depth=1)
     length = torch.export.Dim("length", min=2, max=512)
     with torch.no_grad():

@@ -114,6 +114,31 @@ def initial_state(
     return S, k.new_zeros(shape, dtype=dtype) if z is None else z.to(dtype)
 
 
+def differentiate(
+    form: Callable, inputs: tuple[Tensor, ...], d_outputs: tuple[Tensor | None, ...]
+) -> tuple[Tensor, ...]:
+    """Run a PyTorch form again and differentiate it.
+
+    Args:
+        form: takes ``inputs``.
+        inputs: what to differentiate with respect to.
+        d_outputs: gradients of the first outputs; ``None`` for one that has none.
+
+    Returns:
+        The gradients of ``inputs``, zero where nothing depends on one.
+    """
+    with torch.enable_grad():
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        outputs = form(*leaves)
+    pairs = [
+        (y, dy)
+        for y, dy in zip(outputs, d_outputs, strict=False)
+        if dy is not None and y.requires_grad
+    ]
+    outputs, grads = zip(*pairs, strict=True)
+    return torch.autograd.grad(outputs, leaves, grads, materialize_grads=True)
+
+
 def no_autocast(function: Callable) -> Callable:
     """Run ``function`` outside autocast, which would round the state's products to half precision.
 

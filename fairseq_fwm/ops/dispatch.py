@@ -14,12 +14,13 @@ _BUILD = "pip install --no-build-isolation -e ."
 
 
 def resolve_impl(impl: str, op: str, device: torch.device) -> str:
-    """Return the implementation that runs: one of :data:`IMPLS` without ``auto``.
+    """Return the implementation that runs: one of :data:`IMPLS` but ``auto``, or ``operator``.
 
     Args:
         impl: one of :data:`IMPLS`.  ``auto`` takes the compiled kernel of the device if there is
-            one and the chunked PyTorch form otherwise, and logs once which; it never takes
-            ``fla``, flash-linear-attention's kernels.
+            one and the chunked PyTorch form otherwise, and logs once which; a trace without a
+            kernel gets ``operator``, the op as a whole, as the form's chunks would fix the length.
+            It never takes ``fla``, flash-linear-attention's kernels.
         op: name of the op, ``causal_sum_fwd`` or ``causal_delta_fwd``.
         device: where the tensors are.
 
@@ -34,9 +35,12 @@ def resolve_impl(impl: str, op: str, device: torch.device) -> str:
     if impl in ("reference", "chunked"):
         return impl
     if impl == "auto":
-        chosen = device.type if library.has_kernel(op, device.type) else "chunked"
-        if not torch.compiler.is_compiling():
-            _log_once(op, device.type, chosen)
+        compiled = library.has_kernel(op, device.type)
+        if torch.compiler.is_compiling():
+            without = "chunked" if library.LEFTOVERS else "operator"
+            return device.type if compiled else without
+        chosen = device.type if compiled else "chunked"
+        _log_once(op, device.type, chosen)
         return chosen
     require_impl(impl, op)
     wanted = fla.DEVICE if impl == "fla" else impl

@@ -53,7 +53,8 @@ SCHEMAS = {
     "recurrent_delta_fwd": "(Tensor projected, Tensor recurrent, Tensor state, Tensor last, "
     "Tensor? write_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "recurrent_delta_bwd": "(Tensor dy, Tensor d_state, Tensor d_last, Tensor recurrent, "
-    f"Tensor? write_mask, Tensor state, Tensor kept, Tensor feedback) -> {_THREE}",
+    "Tensor? write_mask, Tensor state, Tensor kept, Tensor feedback) -> "
+    "(Tensor, Tensor, Tensor, Tensor)",
     "self_referential_fwd": f"(Tensor x, Tensor weights, Tensor? write_mask) -> {_THREE}",
     "self_referential_bwd": "(Tensor dy, Tensor d_weights, Tensor x, Tensor? write_mask, "
     "Tensor weights, Tensor kept) -> (Tensor, Tensor)",
@@ -130,9 +131,8 @@ def register(namespace: str, has_kernel: sequence_op.HasKernel) -> torch.library
     for name, schema in SCHEMAS.items():
         library.define(name + schema, tags=_TAGS)
 
-    def add(name: str, form: Callable | None, fake: Callable, *derivative: Callable) -> None:
-        if form is not None:
-            library.impl(name, form, "CompositeExplicitAutograd")
+    def add(name: str, form: Callable, fake: Callable, *derivative: Callable) -> None:
+        library.impl(name, form, "CompositeExplicitAutograd")
         torch.library.register_fake(f"{namespace}::{name}", fake, lib=library)
         if derivative:
             context, backward = derivative
@@ -146,9 +146,9 @@ def register(namespace: str, has_kernel: sequence_op.HasKernel) -> torch.library
             sequence_op.forward(rule),
             sequence_op.fake_forward(rule, has_kernel),
             sequence_op.setup_context(rule),
-            sequence_op.backward(rule, ops, has_kernel),
+            sequence_op.differentiate_forward(rule, ops),
         )
-        add(f"causal_{rule}_bwd", None, sequence_op.fake_backward(rule))
+        add(f"causal_{rule}_bwd", sequence_op.backward(rule), sequence_op.fake_backward(rule))
         for name, form in (("", sequence_op.step(rule)), ("_", sequence_op.step_in_place(rule))):
             add(f"causal_{rule}_step{name}", form, form)
     add(
@@ -156,41 +156,45 @@ def register(namespace: str, has_kernel: sequence_op.HasKernel) -> torch.library
         map_op.feature_map,
         map_op.fake_feature_map,
         map_op.feature_map_context,
-        map_op.feature_map_backward(has_kernel),
+        map_op.differentiate_feature_map(ops),
     )
-    add("feature_map_bwd", None, lambda dphi, x, *options: x.new_empty(x.shape))
+    add("feature_map_bwd", map_op.feature_map_backward, map_op.fake_feature_map_backward)
     add(
         "favor_exp",
         map_op.favor_exp,
         map_op.favor_exp,
         map_op.favor_context,
-        map_op.favor_backward(has_kernel),
+        map_op.differentiate_favor(ops),
     )
-    add("favor_exp_bwd", None, map_op.fake_favor_backward)
+    add("favor_exp_bwd", map_op.favor_backward, map_op.fake_favor_backward)
     add(
         "rescaled_fwd",
         rescaled_op.forward,
         rescaled_op.fake_forward,
         rescaled_op.context,
-        rescaled_op.backward(has_kernel),
+        rescaled_op.differentiate_forward(ops),
     )
-    add("rescaled_bwd", None, rescaled_op.fake_backward)
+    add("rescaled_bwd", rescaled_op.backward, rescaled_op.fake_backward)
     add(
         "recurrent_delta_fwd",
         recurrent_op.recurrent_forward,
         recurrent_op.recurrent_fake(ops, has_kernel),
         recurrent_op.recurrent_context,
-        recurrent_op.recurrent_backward(ops, has_kernel),
+        recurrent_op.differentiate_recurrent(ops),
     )
-    add("recurrent_delta_bwd", None, recurrent_op.recurrent_fake_backward)
+    add(
+        "recurrent_delta_bwd",
+        recurrent_op.recurrent_backward,
+        recurrent_op.recurrent_fake_backward,
+    )
     add(
         "self_referential_fwd",
         recurrent_op.self_forward,
         recurrent_op.self_fake(ops, has_kernel),
         recurrent_op.self_context,
-        recurrent_op.self_backward(ops, has_kernel),
+        recurrent_op.differentiate_self(ops),
     )
-    add("self_referential_bwd", None, recurrent_op.self_fake_backward)
+    add("self_referential_bwd", recurrent_op.self_backward, recurrent_op.self_fake_backward)
     return library
 
 
@@ -211,5 +215,7 @@ _library = register("fwm", has_kernel)  # registrations live as long as this obj
 EXTENSION_PROBLEM = _load_extension()
 # Asked once: torch.compile cannot trace a question to the dispatcher, nor one to the GPU.
 COMPILED = {op: {key.lower() for key in dispatch_keys(op)} & {"cpu", "cuda"} for op in SCHEMAS}
+# What a module of another version registered before it failed fits no other op's derivative.
+LEFTOVERS = EXTENSION_PROBLEM is not None and any(COMPILED.values())
 if EXTENSION_PROBLEM is not None:
     COMPILED = dict.fromkeys(SCHEMAS, frozenset())

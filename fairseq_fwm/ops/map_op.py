@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fairseq_fwm.ops._common import differentiate
 from fairseq_fwm.ops.features import FeatureSpec
-from fairseq_fwm.ops.sequence_op import HasKernel
 
 
 def feature_map(x: Tensor, name: str, nu: int, sum_norm: bool) -> Tensor:
@@ -31,21 +31,25 @@ def feature_map_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
     ctx.save_for_backward(x)
 
 
-def feature_map_backward(has_kernel: HasKernel) -> Callable[..., tuple]:
-    """Differentiate by the kernel, or the PyTorch form by running it again."""
+def differentiate_feature_map(ops: Any) -> Callable[..., tuple]:
+    """Differentiate by ``feature_map_bwd`` of these ops."""
 
     def run(ctx: Any, dphi: Tensor) -> tuple:
         (x,) = ctx.saved_tensors
-        if has_kernel("feature_map_bwd", x.device.type):
-            dx = torch.ops.fwm.feature_map_bwd(dphi, x, *ctx.options)
-        else:
-            with torch.enable_grad():
-                leaf = x.detach().requires_grad_()
-                phi = feature_map(leaf, *ctx.options)
-            (dx,) = torch.autograd.grad(phi, leaf, dphi)
-        return dx, None, None, None
+        return ops.feature_map_bwd(dphi, x, *ctx.options), None, None, None
 
     return run
+
+
+def feature_map_backward(dphi: Tensor, x: Tensor, *options: Any) -> Tensor:
+    """PyTorch form of ``feature_map_bwd``."""
+    (dx,) = differentiate(lambda leaf: (feature_map(leaf, *options),), (x,), (dphi,))
+    return dx.contiguous()
+
+
+def fake_feature_map_backward(dphi: Tensor, x: Tensor, *options: Any) -> Tensor:
+    """Shape and dtype of :func:`feature_map_backward`."""
+    return x.new_empty(x.shape)
 
 
 def favor_exp(u: Tensor, offset: Tensor, scale: float, added: float, cap: float) -> Tensor:
@@ -60,22 +64,24 @@ def favor_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
     ctx.save_for_backward(output)
 
 
-def favor_backward(has_kernel: HasKernel) -> Callable[..., tuple]:
-    """Differentiate from the features."""
+def differentiate_favor(ops: Any) -> Callable[..., tuple]:
+    """Differentiate by ``favor_exp_bwd`` of these ops."""
 
     def run(ctx: Any, dphi: Tensor) -> tuple:
         (phi,) = ctx.saved_tensors
-        if has_kernel("favor_exp_bwd", phi.device.type):
-            du, d_offset = torch.ops.fwm.favor_exp_bwd(dphi, phi, *ctx.options)
-        else:
-            scale, added, cap = ctx.options
-            slope = phi - scale * added
-            slope = slope.where(slope < scale * math.exp(min(cap, 700.0)) * (1 - 1e-6), 0.0)
-            up, down = (dphi * slope).chunk(2, -1)
-            du, d_offset = up - down, -(up + down).sum(-1, keepdim=True)
-        return du, d_offset, None, None, None
+        return *ops.favor_exp_bwd(dphi, phi, *ctx.options), None, None, None
 
     return run
+
+
+def favor_backward(
+    dphi: Tensor, phi: Tensor, scale: float, added: float, cap: float
+) -> tuple[Tensor, Tensor]:
+    """PyTorch form of ``favor_exp_bwd``: from the features."""
+    slope = phi - scale * added
+    slope = slope.where(slope < scale * math.exp(min(cap, 700.0)) * (1 - 1e-6), 0.0)
+    up, down = (dphi * slope).chunk(2, -1)
+    return up - down, -(up + down).sum(-1, keepdim=True)
 
 
 def fake_favor_backward(dphi: Tensor, phi: Tensor, *options: float) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_fwm.ops.sequence_op import HasKernel
+from fairseq_fwm.ops._common import differentiate
 
 
 def forward(gram: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,22 +54,21 @@ def context(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.save_for_backward(*inputs, residual, history)
 
 
-def backward(has_kernel: HasKernel) -> Callable[..., tuple]:
-    """Differentiate by the kernel, or the PyTorch form by running it again."""
+def differentiate_forward(ops: Any) -> Callable[..., tuple]:
+    """Differentiate by ``rescaled_bwd`` of these ops."""
 
     def run(ctx: Any, d_residual: Tensor, d_decay: Tensor, _: Tensor) -> tuple:
-        saved = ctx.saved_tensors
-        if has_kernel("rescaled_bwd", d_residual.device.type):
-            return torch.ops.fwm.rescaled_bwd(d_residual, d_decay, *saved)
-        with torch.enable_grad():
-            inputs = [x.detach().requires_grad_() for x in saved[:3]]
-            residual, decay, _ = forward(*inputs)
-        outputs, grads = (residual, decay), (d_residual, d_decay)
-        if not decay.requires_grad:  # of one step
-            outputs, grads = outputs[:1], grads[:1]
-        return torch.autograd.grad(outputs, inputs, grads, materialize_grads=True)
+        return ops.rescaled_bwd(d_residual, d_decay, *ctx.saved_tensors)
 
     return run
+
+
+def backward(
+    d_residual: Tensor, d_decay: Tensor, gram: Tensor, v: Tensor, beta: Tensor, *_: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """PyTorch form of ``rescaled_bwd``."""
+    grads = differentiate(forward, (gram, v, beta), (d_residual, d_decay))
+    return tuple(g.contiguous() for g in grads)
 
 
 def fake_backward(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fairseq_fwm.ops import fallback
-from fairseq_fwm.ops._common import accumulation_dtype
+from fairseq_fwm.ops._common import accumulation_dtype, differentiate
 from fairseq_fwm.ops.features import FeatureSpec
 
 HasKernel = Callable[[str, str], bool]
@@ -36,10 +36,10 @@ def forward(rule: str) -> Callable[..., tuple[Tensor, ...]]:
             *(q, k, v, beta, state, normalizer, mask),
             *(FeatureSpec(name, nu, sum_norm), attn_norm, output_final_state),
         )
-        none = q.new_empty(0, dtype=accumulation_dtype(q, k, v))
-        # A copy: an output of an op must not be one of its inputs.
-        S = none if S is None else S.clone() if S is state else S
-        return y.contiguous(), S, none if z is None else z, none, none.clone(), none.clone()
+        none = _nothing(5, q, accumulation_dtype(q, k, v))
+        # Copies: an output of an op must be neither one of its inputs nor part of something.
+        S = none[0] if S is None else S.clone() if S is state else S
+        return y.contiguous(), S, none[1] if z is None else z.clone(), *none[2:]
 
     return run
 
@@ -70,6 +70,37 @@ def fake_forward(rule: str, has_kernel: HasKernel) -> Callable[..., tuple[Tensor
     return fake
 
 
+def backward(rule: str) -> Callable[..., tuple[Tensor, ...]]:
+    """PyTorch form of ``causal_*_bwd``: needs nothing of what a kernel keeps."""
+
+    def run(dy: Tensor, dS: Tensor | None, dz: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
+        q, k, v, beta, (state, normalizer, mask, _, _, _, _, *options, state_grad) = split_beta(
+            rule, args
+        )
+        tensors = (q, k, v) if beta is None else (q, k, v, beta)
+        K, dtype = FeatureSpec(*options[:3]).out_dim(q.shape[-1]), accumulation_dtype(q, k, v)
+        if state_grad and state is None:
+            state = q.new_zeros(*q.shape[:2], K, v.shape[-1], dtype=dtype)
+        if state_grad and normalizer is None and options[-1] != "none":
+            normalizer = q.new_zeros(*q.shape[:2], K, dtype=dtype)
+        states = tuple(x for x in (state, normalizer) if x is not None and state_grad)
+        # Of a final state that was not returned a compiler passes an empty gradient.
+        dS, dz = (g if g is not None and g.numel() else None for g in (dS, dz))
+        count, final = len(tensors), dS is not None or dz is not None
+
+        def form(*leaves: Tensor) -> tuple[Tensor, ...]:
+            S, z = (*leaves[count:], None)[:2] if states else (state, normalizer)
+            return forward(rule)(*leaves[:count], S, z, mask, *options, final, False)
+
+        grads = differentiate(form, (*tensors, *states), (dy, dS, dz))
+        dq, dk, dv, *dbeta = map(_in_order_of, tensors, grads)
+        none = _nothing(3, q, dtype)
+        d_states = (*(g.to(dtype) for g in grads[count:]), *none)[:2]
+        return dq, dk, dv, *(dbeta or none[2:]), *d_states
+
+    return run
+
+
 def fake_backward(rule: str) -> Callable[..., tuple[Tensor, ...]]:
     """Shapes, dtypes and strides of ``causal_*_bwd``."""
 
@@ -87,6 +118,16 @@ def fake_backward(rule: str) -> Callable[..., tuple[Tensor, ...]]:
         )
 
     return fake
+
+
+def _nothing(count: int, like: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Several, as outputs of an op must not be one tensor."""
+    return [like.new_empty(0, dtype=dtype) for _ in range(count)]
+
+
+def _in_order_of(x: Tensor, values: Tensor) -> Tensor:
+    """``values`` as a kernel lays them out: :func:`_empty_in_order_of` of ``x``."""
+    return _empty_in_order_of(x, x.shape[-1] if x.dim() == 4 else None).copy_(values)
 
 
 def _empty_in_order_of(x: Tensor, width: int | None) -> Tensor:
@@ -116,8 +157,9 @@ def setup_context(rule: str) -> Callable[..., None]:
     return setup
 
 
-def backward(rule: str, ops: Any, has_kernel: HasKernel) -> Callable[..., tuple]:
-    """Differentiate by the kernel of these ops, or the PyTorch form by running it again."""
+def differentiate_forward(rule: str, ops: Any) -> Callable[..., tuple]:
+    """Differentiate by ``causal_*_bwd`` of these ops."""
+    op = getattr(ops, f"causal_{rule}_bwd")
 
     def run(ctx: Any, dy: Tensor | None, dS: Tensor | None, dz: Tensor | None, *_: Any):
         q, k, v, beta, state, normalizer, mask, y, *kept = ctx.saved_tensors
@@ -125,40 +167,14 @@ def backward(rule: str, ops: Any, has_kernel: HasKernel) -> Callable[..., tuple]
         options = (*ctx.options, ctx.attn_norm)
         dy = torch.zeros_like(v) if dy is None else dy
         needs = ctx.needs_input_grad[: len(tensors) + 2]
-        if has_kernel(f"causal_{rule}_bwd", q.device.type):
-            op = getattr(ops, f"causal_{rule}_bwd")
-            *grads, dbeta, d_state, d_z = op(
-                *(dy, dS, dz, *tensors, state, normalizer, mask, y, *kept, *options),
-                any(needs[-2:]),
-            )
-            grads = [*grads, *(() if beta is None else (dbeta,)), d_state, d_z]
-        else:
-            grads = _recompute(ctx, rule, tensors, (dy, dS, dz))
+        *grads, dbeta, d_state, d_z = op(
+            *(dy, dS, dz, *tensors, state, normalizer, mask, y, *kept, *options), any(needs[-2:])
+        )
+        grads = [*grads, *(() if beta is None else (dbeta,)), d_state, d_z]
         grads = [g if needed else None for g, needed in zip(grads, needs, strict=True)]
         return (*grads, *([None] * 7))
 
     return run
-
-
-def _recompute(ctx: Any, rule: str, tensors: tuple, d_outputs: tuple) -> list[Tensor | None]:
-    _, _, _, _, state, normalizer, mask, *_ = ctx.saved_tensors
-    inputs = (*tensors, state, normalizer)
-    with torch.enable_grad():
-        leaves = [
-            x if x is None else x.detach().requires_grad_(needed)
-            for x, needed in zip(inputs, ctx.needs_input_grad, strict=False)
-        ]
-        outputs = forward(rule)(
-            *leaves, mask, *ctx.options, ctx.attn_norm, ctx.output_final_state, False
-        )
-    pairs = [(out, g) for out, g in zip(outputs, d_outputs, strict=False) if g is not None]
-    wanted = [x for x in leaves if x is not None and x.requires_grad]
-    found = iter(
-        torch.autograd.grad(
-            [out for out, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True
-        )
-    )
-    return [next(found) if x is not None and x.requires_grad else None for x in leaves]
 
 
 def step(rule: str) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:

@@ -10,6 +10,7 @@
 
 namespace fwm {
 
+using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // Sequences (N, H, T, .), described to a kernel, and what keeps its pointers alive.
@@ -49,9 +50,9 @@ Five recurrent_delta_fwd(const Tensor& x_, const Tensor& R_, const Tensor& S_, c
 }
 
 template <class Device>
-Three recurrent_delta_bwd(const Tensor& dy_, const Tensor& dS_, const Tensor& d_last_, const Tensor& R_,
-                          const Optional& mask, const Tensor& S_, const Tensor& kept,
-                          const Tensor& feedback) {
+Four recurrent_delta_bwd(const Tensor& dy_, const Tensor& dS_, const Tensor& d_last_, const Tensor& R_,
+                         const Optional& mask, const Tensor& S_, const Tensor& kept,
+                         const Tensor& feedback) {
   const Tensor dy = dy_.contiguous(), dS = dS_.contiguous(), d_last = d_last_.contiguous();
   const Tensor R = R_.contiguous(), S = S_.contiguous();
   const Index d = R.size(1);
@@ -65,7 +66,7 @@ Three recurrent_delta_bwd(const Tensor& dy_, const Tensor& dS_, const Tensor& d_
   a.d_final_last = d_last.const_data_ptr();
   a.dx = dx.data_ptr(), a.d_state = d_state.data_ptr(), a.d_last = d_first.data_ptr();
   Device::backward(a, of.fp64, dy);
-  return {dx, d_state, d_first};
+  return {dx, feedback.transpose(-1, -2).matmul(dx).sum(0), d_state, d_first};
 }
 
 template <class Device>
