@@ -29,16 +29,16 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
-from benchmark_conditions import BenchmarkError, quieten
-from cuda_contestants import Entrant, entrants
-from data_files import write_json
-from kernel_measure import corner, error_of, output_gradient, runner
-from kernel_peers import CONTEXT, LAYOUTS, OURS, PEER, Problem, arrange, reason
-from result_tables import short_commit, table
-from run_record import cpu_model, git_commit, now
 from torch import Tensor
 
 from fairseq_fwm import kernels_status, ops
+from lib.benchmark_conditions import BenchmarkError, quieten
+from lib.cuda_contestants import Entrant, entrants
+from lib.data_files import write_json
+from lib.kernel_measure import corner, error_of, output_gradient, runner
+from lib.kernel_peers import CONTEXT, LAYOUTS, OURS, PEER, Problem, arrange, reason
+from lib.result_tables import short_commit, table
+from lib.run_record import cpu_model, git_commit, now
 
 FORWARD, BOTH = "forward", "forward+backward"
 STEPS = (256, 1024, 4096, 16384)

@@ -58,7 +58,7 @@ Case = dict[str, Any]
 
 def sequence_problems(args: argparse.Namespace, fused: bool = False) -> Iterator[Any]:
     """Yield the problems over whole sequences, of raw q and k for DPFP if ``fused``."""
-    from kernel_peers import Problem
+    from lib.kernel_peers import Problem
 
     for name in args.shapes:
         N, H, T, K, V = args.sizes[name]
@@ -72,7 +72,7 @@ def sequence_problems(args: argparse.Namespace, fused: bool = False) -> Iterator
 
 def step_problems(args: argparse.Namespace) -> Iterator[Any]:
     """Yield the decoding steps."""
-    from kernel_steps import StepProblem
+    from lib.kernel_steps import StepProblem
 
     for name, (N, H, K, V, beam) in STEPS.items():
         if args.quick and N > 1:
@@ -96,8 +96,8 @@ def planned(args: argparse.Namespace) -> list[tuple[Any, Any, str]]:
 
 def measure_sequence(problem: Any, mode: str, args: argparse.Namespace, bar: Any) -> Case:
     """Check and time everything that computes a problem."""
-    import kernel_measure as measure
-    from kernel_peers import contestants, reason
+    from lib import kernel_measure as measure
+    from lib.kernel_peers import contestants, reason
 
     found, missing = contestants(problem, args.compile)
     wanted = measure.expected(problem, args.seed)
@@ -137,8 +137,8 @@ def time_contestants(
     entries: Sequence[dict[str, Any]], runs: dict[str, Any], args: argparse.Namespace
 ) -> None:
     """Time the runs in turns and put the seconds into the entries."""
-    import kernel_measure as measure
-    from kernel_report import is_correct
+    from lib import kernel_measure as measure
+    from lib.kernel_report import is_correct
 
     by_name = {entry["name"]: entry for entry in entries}
 
@@ -157,8 +157,8 @@ def time_contestants(
 
 def add_memory(case: Case, args: argparse.Namespace, bar: Any) -> None:
     """Measure the peak memory of ours and of the best peer."""
-    import kernel_measure as measure
-    from kernel_report import best_peer, ours
+    from lib import kernel_measure as measure
+    from lib.kernel_report import best_peer, ours
 
     for entry in filter(None, (ours(case), best_peer(case))):
         if entry["name"].startswith("torch.compile"):
@@ -171,9 +171,10 @@ def add_memory(case: Case, args: argparse.Namespace, bar: Any) -> None:
 
 def run_child(text: str) -> None:
     """Print the peak memory of one contestant; the other end of kernel_measure.peak_bytes."""
-    import kernel_measure as measure
     import torch
-    from kernel_peers import Problem, contestants
+
+    from lib import kernel_measure as measure
+    from lib.kernel_peers import Problem, contestants
 
     job = json.loads(text)
     add_peers(job["peers"])
@@ -189,10 +190,11 @@ def run_child(text: str) -> None:
 
 def measure_step(problem: Any, mode: str, args: argparse.Namespace, bar: Any) -> Case:
     """Check and time everything that does a decoding step."""
-    import kernel_measure as measure
     import torch
-    from kernel_peers import reason
-    from kernel_steps import steppers
+
+    from lib import kernel_measure as measure
+    from lib.kernel_peers import reason
+    from lib.kernel_steps import steppers
 
     found, missing = steppers(problem)
     y, S = problem.expected(args.seed)
@@ -222,8 +224,8 @@ def measure_step(problem: Any, mode: str, args: argparse.Namespace, bar: Any) ->
 
 def measure_threads(problem: Any, mode: str, args: argparse.Namespace, bar: Any) -> Case:
     """Time this project's op with one thread and with two."""
-    import kernel_measure as measure
-    from kernel_peers import ours
+    from lib import kernel_measure as measure
+    from lib.kernel_peers import ours
 
     run, g = measure.prepare(next(ours(problem)), problem, mode, args.seed)
     g.normal_()
@@ -239,10 +241,11 @@ def add_peers(folder: str | Path | None) -> None:
 
 def run_all(args: argparse.Namespace) -> None:
     """Measure the chosen cases; the file is written after every one."""
-    import kernel_measure as measure
     import torch
-    from data_files import write_json
     from tqdm import tqdm
+
+    from lib import kernel_measure as measure
+    from lib.data_files import write_json
 
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
@@ -334,9 +337,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.child is not None:
         run_child(args.child)
         return 0
-    from benchmark_conditions import warnings_of
-    from kernel_report import report
-    from result_tables import ResultsError
+    from lib.benchmark_conditions import warnings_of
+    from lib.kernel_report import report
+    from lib.result_tables import ResultsError
 
     add_peers(args.peers)
     if not args.from_json:

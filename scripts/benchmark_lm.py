@@ -33,9 +33,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import benchmark_conditions  # noqa: E402
-from benchmark_conditions import BenchmarkError, environment, quieten  # noqa: E402
-from benchmark_sides import TooMuch, alone, measure, run_child  # noqa: E402
+from lib import benchmark_conditions  # noqa: E402
+from lib.benchmark_conditions import BenchmarkError, environment, quieten  # noqa: E402
+from lib.benchmark_sides import TooMuch, alone, measure, run_child  # noqa: E402
 
 SECTIONS = ("training", "evaluation")
 LENGTHS, QUICK_LENGTHS = [256, 1024, 4096, 16384], [1024, 4096]
@@ -47,7 +47,7 @@ Missing = dict[str, str]
 
 def make_cases(args: argparse.Namespace) -> list[Any]:
     """Return the cases of the chosen sections, short texts first."""
-    from benchmark_lm_cases import Evaluation, Training
+    from lib.benchmark_lm_cases import Evaluation, Training
 
     make = {
         "training": lambda length: Training(length, args.tokens, args.segment),
@@ -110,7 +110,7 @@ def run_case(case: Any, args: argparse.Namespace, given_up: Missing) -> dict[str
 
 def run_all(args: argparse.Namespace) -> None:
     """Measure the chosen sections; each one's file is written after every case."""
-    from data_files import write_json
+    from lib.data_files import write_json
 
     described = environment(Path(__file__).name, args)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -197,7 +197,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args.rounds = args.rounds or (2 if args.quick else 5)
     args.processes = args.processes or (1 if args.quick else 3)
     if args.child is None and args.from_json is None:
-        from benchmark_lm_cases import VARIANTS
+        from lib.benchmark_lm_cases import VARIANTS
 
         args.memory_limit = args.memory_limit or 0.8 * available_gb()
         args.variants = args.variants or list(VARIANTS)
@@ -213,11 +213,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     quieten()
     args = parse(sys.argv[1:] if argv is None else argv)
     if args.child is not None:
-        from benchmark_lm_cases import CASES
+        from lib.benchmark_lm_cases import CASES
 
         return run_child(args.child, CASES)
-    from benchmark_lm_report import report
-    from result_tables import ResultsError
+    from lib.benchmark_lm_report import report
+    from lib.result_tables import ResultsError
 
     try:
         if args.from_json is None:

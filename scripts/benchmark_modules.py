@@ -25,11 +25,12 @@ from typing import Any
 
 sys.path[:0] = map(str, (Path(__file__).resolve().parent, Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
-from benchmark_conditions import BenchmarkError, quieten  # noqa: E402
-from benchmark_sides import alone, clock_of, measure, run_child  # noqa: E402
-from benchmark_updates import begin  # noqa: E402
-from data_files import write_json  # noqa: E402
-from result_tables import put_between_markers, short_commit, table  # noqa: E402
+
+from lib.benchmark_conditions import BenchmarkError, quieten  # noqa: E402
+from lib.benchmark_sides import alone, clock_of, measure, run_child  # noqa: E402
+from lib.benchmark_updates import begin  # noqa: E402
+from lib.data_files import write_json  # noqa: E402
+from lib.result_tables import put_between_markers, short_commit, table  # noqa: E402
 
 quieten()
 from torch import nn  # noqa: E402

@@ -17,9 +17,10 @@ from pathlib import Path
 
 sys.path[:0] = map(str, (Path(__file__).resolve().parent, Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
-from benchmark_conditions import quieten  # noqa: E402
-from benchmark_updates import Updates, begin, compare, finish, make_parser  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
+
+from lib.benchmark_conditions import quieten  # noqa: E402
+from lib.benchmark_updates import Updates, begin, compare, finish, make_parser  # noqa: E402
 
 quieten()
 import numpy as np  # noqa: E402

@@ -32,9 +32,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import benchmark_conditions  # noqa: E402
-from benchmark_conditions import environment, quieten  # noqa: E402
-from benchmark_sides import alone, measure, run_child  # noqa: E402
+from lib import benchmark_conditions  # noqa: E402
+from lib.benchmark_conditions import environment, quieten  # noqa: E402
+from lib.benchmark_sides import alone, measure, run_child  # noqa: E402
 
 SECTIONS = ("translation", "lm", "generation")
 DEFAULT_VARIANTS = {
@@ -56,7 +56,7 @@ def make_cases(args: argparse.Namespace) -> Iterator[Any]:
     Raises:
         BenchmarkError: a length that does not fit.
     """
-    import benchmark_models as models
+    from lib import benchmark_models as models
 
     for section in args.only:
         for text in args.lengths or (QUICK_LENGTHS if args.quick else LENGTHS)[section]:
@@ -84,7 +84,7 @@ def peak_memory(case: Any, variant: str, threads: int, seed: int) -> dict[str, f
 
 def sides_of(case: Any, args: argparse.Namespace) -> list[str]:
     """Return the names of what is compared in a case."""
-    from benchmark_models import STAND_INS
+    from lib.benchmark_models import STAND_INS
 
     variants = args.variants or DEFAULT_VARIANTS[case.kind]
     return [*variants, *STAND_INS] if case.kind == "lm" else list(variants)
@@ -92,8 +92,9 @@ def sides_of(case: Any, args: argparse.Namespace) -> list[str]:
 
 def run_case(case: Any, args: argparse.Namespace) -> dict[str, Any]:
     """Measure all sides of a case: times, then memory."""
-    from benchmark_models import STAND_INS
     from tqdm import tqdm
+
+    from lib.benchmark_models import STAND_INS
 
     names = sides_of(case, args)
     works = {name: case.build(name, args.seed) for name in names}
@@ -112,16 +113,31 @@ def run_case(case: Any, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_all(args: argparse.Namespace) -> None:
-    """Measure the chosen sections; each one's file is written after every case."""
-    from data_files import write_json
+    """Measure the chosen sections; each one's file is written after every case.
+
+    Raises:
+        BenchmarkError: what is added to was measured with other threads.
+    """
+    from lib.benchmark_conditions import BenchmarkError
+    from lib.data_files import read_json, write_json
 
     cases = list(make_cases(args))
     described = environment(Path(__file__).name, args)
     args.out.mkdir(parents=True, exist_ok=True)
-    done: dict[str, list[dict[str, Any]]] = {section: [] for section in args.only}
+    records = {}
+    for kind in args.only:
+        path = args.out / f"{kind}.json"
+        before = read_json(path) if args.add else {}
+        records[kind] = before or {"environment": described, "cases": []}
+        threads = records[kind]["environment"]["threads"]
+        if threads != args.threads:
+            raise BenchmarkError(f"{path} was measured with --threads {threads}: add with that")
     for case in cases:
-        done[case.kind].append(run_case(case, args))
-        record = {"environment": described, "cases": done[case.kind]}
+        record, found = records[case.kind], run_case(case, args)
+        if record["environment"] != described:
+            found["environment"] = described
+        others = [other for other in record["cases"] if other["shape"] != found["shape"]]
+        record["cases"] = [*others, found]
         write_json(args.out / f"{case.kind}.json", record)
 
 
@@ -163,6 +179,8 @@ def make_parser() -> argparse.ArgumentParser:
         "only, two layers; its numbers mean little")  # fmt: skip
     add("--out", type=Path, default=Path("runs/benchmark_training"), metavar="DIR",
         help="where the measurements are kept (default %(default)s)")  # fmt: skip
+    add("--add", action="store_true",
+        help="keep the cases that OUT has already, but for those of the same shape")  # fmt: skip
     add("--page", type=Path, metavar="FILE", help="markdown page to put the tables into")
     add("--from-json", type=Path, metavar="DIR",
         help="measure nothing: make tables and picture of DIR again")  # fmt: skip
@@ -186,7 +204,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args.generation_archs = args.archs or ["tiny"]
     args.archs = args.archs or (["tiny"] if args.quick else ["tiny", "iwslt"])
     if args.child is None and args.from_json is None:
-        from benchmark_models import STAND_INS, VARIANTS
+        from lib.benchmark_models import STAND_INS, VARIANTS
 
         known = {*VARIANTS, *(STAND_INS if args.profile else ())}
         unknown = {*(args.variants or ()), *filter(None, [args.profile])} - known
@@ -200,11 +218,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     quieten()
     args = parse(sys.argv[1:] if argv is None else argv)
     if args.child is not None:
-        from benchmark_models import CASES
+        from lib.benchmark_models import CASES
 
         return run_child(args.child, CASES)
-    from benchmark_training_report import profile, report
-    from result_tables import ResultsError
+    from lib.benchmark_training_report import profile, report
+    from lib.result_tables import ResultsError
 
     if args.from_json:
         try:
@@ -214,7 +232,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
         return 0
     import torch
-    from benchmark_models import BenchmarkError
+
+    from lib.benchmark_models import BenchmarkError
 
     torch.set_num_threads(args.threads)
     for text in warnings_of(args):

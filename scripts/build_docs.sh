@@ -35,8 +35,8 @@ while (($#)); do
   shift
 done
 
-# shellcheck source-path=SCRIPTDIR source=common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source-path=SCRIPTDIR source=lib/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
 use_python mkdocs material mkdocstrings mkdocstrings_handlers
 export NO_MKDOCS_2_WARNING=1 # the theme's note about its successor
 

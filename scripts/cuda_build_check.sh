@@ -25,8 +25,8 @@ PIP_INDEX_URL, PIP_EXTRA_INDEX_URL and the like are pip's own.
 EOT
 }
 
-# shellcheck source-path=SCRIPTDIR source=common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source-path=SCRIPTDIR source=lib/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
 
 archs=${TORCH_CUDA_ARCH_LIST:-8.0;9.0+PTX}
 torch=2.14.1
@@ -89,4 +89,4 @@ say "building for $archs"
 timed "the build" build_extension
 say "checking"
 cd "$dir"
-PYTHONPATH=$dir/lib "$python" "$root/scripts/cuda_build_check.py" "$archs"
+PYTHONPATH=$dir/lib "$python" "$root/scripts/lib/cuda_build_check.py" "$archs"

@@ -23,13 +23,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from cuda_compile import CompileError, Kernel, NoToolkit, compiled, nvcc_version, readable
-from cuda_launches import RECURRENT, LaunchError, Launchers, representative, sources
-from cuda_occupancy import GPU, GPUS, gpus_of, occupancy
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from emulation import Unavailable
-from result_tables import ResultsError, put_between_markers, short_commit, table
-from run_record import git_commit, now
+from lib.cuda_compile import CompileError, Kernel, NoToolkit, compiled, nvcc_version, readable
+from lib.cuda_launches import RECURRENT, LaunchError, Launchers, representative, sources
+from lib.cuda_occupancy import GPU, GPUS, gpus_of, occupancy
+from lib.result_tables import ResultsError, put_between_markers, short_commit, table
+from lib.run_record import git_commit, now
 
 ARCHS = ("8.0", "8.6", "9.0", "10.0", "12.0")
 # Key and value features up to which half of a multiprocessor's warps are asked for; heads of rules
@@ -158,7 +158,7 @@ def never_launched(rows: Sequence[Row]) -> Iterator[str]:
     """Yield the kernels that no representative problem launches."""
     for row in rows:
         if not row.shapes:
-            yield f"{row.where}: no problem of scripts/cuda_launches.py launches it"
+            yield f"{row.where}: no problem of scripts/lib/cuda_launches.py launches it"
 
 
 def not_launchable(rows: Sequence[Row]) -> Iterator[str]:

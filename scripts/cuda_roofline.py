@@ -24,12 +24,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from cuda_launches import Launchers, Problem
-from cuda_occupancy import GPU, GPUS, blocks_per_multiprocessor
-from cuda_work import BYTES, Counter, Work, total
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from emulation import Unavailable
-from result_tables import ResultsError, put_between_markers, table
+from lib.cuda_launches import Launchers, Problem
+from lib.cuda_occupancy import GPU, GPUS, blocks_per_multiprocessor
+from lib.cuda_work import BYTES, Counter, Work, total
+from lib.result_tables import ResultsError, put_between_markers, table
 
 SHUFFLES, SHARED_BYTES = 32, 128  # per cycle and multiprocessor
 REGISTERS = 64  # assumed for how many blocks are resident; cuda_report.py knows better

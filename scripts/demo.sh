@@ -21,8 +21,8 @@ threads (default: 1); another number can change the score a little.
 EOF
 }
 
-# shellcheck source-path=SCRIPTDIR source=demo_common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/demo_common.sh"
+# shellcheck source-path=SCRIPTDIR source=lib/demo_common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib/demo_common.sh"
 
 out=runs/demo
 fresh=0

@@ -21,8 +21,8 @@ scores/*.json, sample.txt and a log of every step.
 EOT
 }
 
-# shellcheck source-path=SCRIPTDIR source=demo_common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/demo_common.sh"
+# shellcheck source-path=SCRIPTDIR source=lib/demo_common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib/demo_common.sh"
 
 out=runs/demo_lm
 fresh=0

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path[:0] = map(str, (Path(__file__).resolve().parent, Path(__file__).resolve().parents[1]))
-from data_files import write_whole  # noqa: E402
+from lib.data_files import write_whole  # noqa: E402
 
 METHODS = ("sliding", "segments", "streaming")
 

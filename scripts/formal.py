@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path[:0] = map(str, (Path(__file__).resolve().parent, Path(__file__).resolve().parents[1]))
-from fairseq_jobs import in_processes, quietly  # noqa: E402
-from formal_runs import (  # noqa: E402
+from lib.fairseq_jobs import in_processes, quietly  # noqa: E402
+from lib.formal_runs import (  # noqa: E402
     FEW_STRINGS,
     LANGUAGES,
     MODELS,
@@ -69,7 +69,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--model_type", metavar="MODEL", help=f"{', '.join(MODELS)}, or a published number")
     add("--seed", type=int, default=1, help="of weights and order (default %(default)s)")
     size = parser.add_argument_group(
-        "size and training; defaults suit the model and the language, see KNOWN in formal_runs.py"
+        "size and training; defaults suit the model and the language "
+        "(KNOWN in scripts/lib/formal_runs.py)"
     )
     size.add_argument(
         "--anneal",

@@ -36,8 +36,8 @@ pip install flash-linear-attention.
 EOT
 }
 
-# shellcheck source-path=SCRIPTDIR source=common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source-path=SCRIPTDIR source=lib/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
 
 chosen=("${STEPS[@]}")
 dir=$root/runs/gpu_check
@@ -82,7 +82,7 @@ kernel_tests() { (cd "$root" && grep -lE '^(from|import) cuda_impl' tests/test_*
 
 sanitizer() {
   local home folder
-  home=$(python "$root/scripts/cuda_home.py" 2>/dev/null) || home=
+  home=$(python "$root/scripts/lib/cuda_home.py" 2>/dev/null) || home=
   for folder in "" "${home:+$home/bin/}" "${home:+$home/compute-sanitizer/}"; do
     if command -v "${folder}compute-sanitizer"; then return; fi
   done
@@ -185,6 +185,6 @@ for step in "${chosen[@]}"; do
 done
 if [[ " ${chosen[*]} " == *" report "* ]]; then
   [[ $dry == 0 ]] || say "report would run"
-  run python scripts/gpu_report.py "$dir" --page "$page"
+  run python scripts/lib/gpu_report.py "$dir" --page "$page"
 fi
 if ((${#failed[@]})); then die "failed: ${failed[*]}; see the logs in $dir"; fi

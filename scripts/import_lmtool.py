@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from lmtool_layout import TYPES, AttentionType, Sizes, Tensors, map_weights  # noqa: E402
-from new_checkpoint import (  # noqa: E402
+from lib.lmtool_layout import TYPES, AttentionType, Sizes, Tensors, map_weights  # noqa: E402
+from lib.new_checkpoint import (  # noqa: E402
     ImportingError,
     configuration,
     read_file,

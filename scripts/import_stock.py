@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from new_checkpoint import ImportingError, read_file, run, save_whole  # noqa: E402
+from lib.new_checkpoint import ImportingError, read_file, run, save_whole  # noqa: E402
 
 SITES = {
     "fwm_transformer": ("encoder_self", "decoder_self", "cross"),

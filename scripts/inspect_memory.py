@@ -27,11 +27,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 sys.path[:0] = map(str, (Path(__file__).resolve().parent, Path(__file__).resolve().parents[1]))
-from data_files import write_whole  # noqa: E402
+from lib.data_files import write_whole  # noqa: E402
 
 if TYPE_CHECKING:
-    from memory_figures import Memory
     from torch import Tensor, nn
+
+    from lib.memory_figures import Memory
 
 BPE_FILES = {
     "sentencepiece": "sentencepiece_model",
@@ -101,7 +102,7 @@ class Words:
     """
 
     def __init__(self, args: argparse.Namespace, cfg: Any, task: Any) -> None:
-        from lm_tokens import Codec
+        from lib.lm_tokens import Codec
 
         self.codec = self.bpe = self.tokenizer = None
         data = Path(args.data or cfg.task.data)
@@ -208,9 +209,8 @@ def reads_source(name: str) -> bool:
 
 def memories_of(name: str, layer: Any, tokens: list[str], output: "Tensor") -> list["Memory"]:
     """Follow the memory of a layer; both of one that reads in both directions."""
-    from memory_figures import Memory
-
     from fairseq_fwm.inspection import trace_mixer
+    from lib.memory_figures import Memory
 
     side, number = re.fullmatch(r"(\w+)\.layers\.(\d+)\..*", name).groups()
     site = "cross-attention" if name.endswith("encoder_attn") else "self-attention"
@@ -254,15 +254,16 @@ def inspect(args: argparse.Namespace) -> list[Path]:
         InspectionError: if there is nothing to draw.
     """
     import torch
-    from lm_tokens import quiet_fairseq
     from tqdm import tqdm
+
+    from lib.lm_tokens import quiet_fairseq
 
     if importlib.util.find_spec("matplotlib") is None:
         raise InspectionError("matplotlib is not installed: pip install matplotlib")
     quiet_fairseq()
     torch.set_num_threads(args.threads)
     model, cfg, task = load(args)
-    from memory_figures import draw_erasure, draw_history
+    from lib.memory_figures import draw_erasure, draw_history
 
     layers = run_model(model, Words(args, cfg, task), task, args)
     args.out.mkdir(parents=True, exist_ok=True)

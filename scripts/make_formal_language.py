@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path[:0] = map(str, (Path(__file__).resolve().parent, Path(__file__).resolve().parents[1]))
-from data_files import write_whole  # noqa: E402
-
 from fairseq_fwm.data.formal_languages import LANGUAGES, Language, make_splits  # noqa: E402
+from lib.data_files import write_whole  # noqa: E402
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Plan a training run: memory, operations, tokens that fit a GPU, hours; computed, not measured.
 
-Everything is computed from the model itself on torch's meta device (scripts/plan_model.py): no
+Everything is computed from the model itself on torch's meta device (scripts/lib/plan_model.py): no
 weights are allocated and no GPU is needed. Examples:
 
     python scripts/plan_run.py --row wmt14_dpfp_nu2
@@ -28,7 +28,11 @@ from typing import Any
 
 logging.disable(logging.INFO)
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
-from plan_model import (  # noqa: E402
+from torch import nn  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+import fairseq_fwm  # noqa: E402, F401
+from lib.plan_model import (  # noqa: E402
     Decoding,
     as_on_gpu,
     build,
@@ -38,10 +42,6 @@ from plan_model import (  # noqa: E402
     training_step,
     workspace,
 )
-from torch import nn  # noqa: E402
-from tqdm import tqdm  # noqa: E402
-
-import fairseq_fwm  # noqa: E402, F401
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "translation"
 # Dense fp16 peaks of the tensor cores in NVIDIA's data sheets, operations a second.
@@ -352,7 +352,7 @@ def configuration(args: argparse.Namespace) -> tuple[Any, Corpus]:
     if not args.row:
         recipe = ["--max-epoch", "45", "--max-tokens", "3584"]
         return settings([*recipe, *(args.fairseq or BIG)]), CORPORA[args.corpus]
-    from config_rows import load_row
+    from lib.config_rows import load_row
 
     rows = sorted(path.stem for path in CONFIGS.glob("*_*.yaml"))
     if args.row not in rows:

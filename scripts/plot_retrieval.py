@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from retrieval_cells import (  # noqa: E402
+from lib.retrieval_cells import (  # noqa: E402
     SETTING1,
     SETTING2,
     Cell,

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # IWSLT 2014, German to English: see --help.
 set -euo pipefail
-# shellcheck source-path=SCRIPTDIR source=prepare_mt_common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/prepare_mt_common.sh"
+# shellcheck source-path=SCRIPTDIR source=lib/prepare_mt_common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib/prepare_mt_common.sh"
 
 tests=()
 for name in TED.dev2010 TEDX.dev2012 TED.tst2010 TED.tst2011 TED.tst2012; do

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Multi30k task 1, English to German: fetch, check, tokenise, BPE, binarise.
 set -euo pipefail
-# shellcheck source-path=SCRIPTDIR source=common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source-path=SCRIPTDIR source=lib/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
 
 usage() {
   cat <<'TEXT'
@@ -62,7 +62,7 @@ esac
 [[ $form == moses-bpe || -z $raw_from ]] || die "--raw goes with a BPE'd --from"
 out=${out:-$root/runs/multi30k/data-bin$suffix}
 
-files() { python "$root/scripts/multi30k_files.py" "$@"; }
+files() { python "$root/scripts/lib/multi30k_files.py" "$@"; }
 
 encode() { # raw text -> tokenised -> BPE'd, in $out/text
   say "tokenising (lower case, Moses)"
@@ -130,7 +130,7 @@ make_pieces() { # the sentencepiece form: the raw files, checked, as text of one
       mv "$work/text/test_2016_flickr.$lang" "$work/text/test.$lang"
     done
   fi
-  python "$root/scripts/mt_files.py" --name multi30k --langs en de --form sentencepiece \
+  python "$root/scripts/lib/mt_files.py" --name multi30k --langs en de --form sentencepiece \
     --licence "for research (captions of Flickr30k's pictures)" --from "$work/text" --out "$out" \
     --max-length 250 --max-ratio 1000 --bpe-codes 10000 --workers "$(processes)" "${wishes[@]}"
 }

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Penn Treebank in Mikolov's version, by words: see --help.
 set -euo pipefail
-# shellcheck source-path=SCRIPTDIR source=prepare_lm_common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/prepare_lm_common.sh"
+# shellcheck source-path=SCRIPTDIR source=lib/prepare_lm_common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib/prepare_lm_common.sh"
 
 prepare_lm \
   --name ptb \

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # WMT 2014, English to German: see --help.
 set -euo pipefail
-# shellcheck source-path=SCRIPTDIR source=prepare_mt_common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/prepare_mt_common.sh"
+# shellcheck source-path=SCRIPTDIR source=lib/prepare_mt_common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib/prepare_mt_common.sh"
 
 prepare_mt \
   --name wmt14_ende \

@@ -33,10 +33,10 @@ from pathlib import Path
 from typing import Any
 
 sys.path[:0] = map(str, (Path(__file__).resolve().parent, Path(__file__).resolve().parents[1]))
-from data_files import write_json, write_whole  # noqa: E402
-from published_tables import CONVERSIONS, HEAD_DIM, LANGUAGE, TABLES, Row, Table  # noqa: E402
-from reproduce_steps import PLANS, SPLITS, Plan, Step  # noqa: E402
-from result_tables import table as markdown  # noqa: E402
+from lib.data_files import write_json, write_whole  # noqa: E402
+from lib.published_tables import CONVERSIONS, HEAD_DIM, LANGUAGE, TABLES, Row, Table  # noqa: E402
+from lib.reproduce_steps import PLANS, SPLITS, Plan, Step  # noqa: E402
+from lib.result_tables import table as markdown  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_CLAIM = (

@@ -8,13 +8,14 @@ import argparse
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from data_files import read_json, write_json  # noqa: E402
-from formal_runs import LANGUAGES, MODELS, best, solved  # noqa: E402
-from result_tables import ResultsError, put_between_markers, table  # noqa: E402
+from lib.data_files import read_json, write_json  # noqa: E402
+from lib.formal_runs import LANGUAGES, MODELS, Size, best, solved  # noqa: E402
+from lib.result_tables import ResultsError, put_between_markers, table  # noqa: E402
 
 Result = dict[str, Any]
 Cells = Mapping[tuple[str, str], list[Result]]  # (model, language)
@@ -67,9 +68,22 @@ def each_seed(results: Sequence[Result]) -> str:
 
 
 def size_text(result: Result) -> str:
-    """Return a run's size."""
-    size = result["size"]
-    return f"{size['layers']} x {size['hidden']}, {size['heads']} heads, lr {size['lr']:g}"
+    """Return a run's size, and what of its training is not as usual."""
+    size, usual = result["size"], asdict(Size().of(result["task"]))
+    heads = f"{size['heads']} head{'s' * (size['heads'] > 1)}"
+    unusual = [
+        f", {what} {size[name]:g}"
+        for name, what in (
+            ("ff_factor", "ff"),
+            ("batch", "batch"),
+            ("dropout", "dropout"),
+            ("updates", "updates at most"),
+        )
+        if size[name] != usual[name]
+    ]
+    unusual += [", annealed"] * bool(size.get("anneal"))
+    text = f"{size['layers']} x {size['hidden']}, {heads}, lr {size['lr']:g}"
+    return text + "".join(unusual)
 
 
 def run_row(model: str, task: str, results: Sequence[Result]) -> list[str]:

@@ -16,8 +16,8 @@ from statistics import fmean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from lm_curves import draw  # noqa: E402
-from result_tables import (  # noqa: E402
+from lib.lm_curves import draw  # noqa: E402
+from lib.result_tables import (  # noqa: E402
     ResultsError,
     Run,
     distinct,

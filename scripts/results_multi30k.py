@@ -17,8 +17,8 @@ from statistics import fmean
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from mt_scoring import paired_bootstrap  # noqa: E402
-from result_tables import (  # noqa: E402
+from lib.mt_scoring import paired_bootstrap  # noqa: E402
+from lib.result_tables import (  # noqa: E402
     ResultsError,
     Run,
     distinct,

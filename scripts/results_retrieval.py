@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from data_files import read_json  # noqa: E402
-from plot_retrieval import SOLVED, figures, label, parser_of_logs, read_any  # noqa: E402
-from result_tables import ResultsError, put_between_markers, table  # noqa: E402
-from retrieval_cells import (  # noqa: E402
+from lib.data_files import read_json  # noqa: E402
+from lib.result_tables import ResultsError, put_between_markers, table  # noqa: E402
+from lib.retrieval_cells import (  # noqa: E402
     PRESETS,
     SETTING1,
     SETTING2,
@@ -30,6 +29,7 @@ from retrieval_cells import (  # noqa: E402
     Variant,
     read_logs,
 )
+from plot_retrieval import SOLVED, figures, label, parser_of_logs, read_any  # noqa: E402
 
 FAILED, FACTOR = 0.02, 1.5
 # What has to agree: variants and the largest S, by setting.

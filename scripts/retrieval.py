@@ -26,9 +26,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path[:0] = map(str, (Path(__file__).resolve().parent, Path(__file__).resolve().parents[1]))
-from data_files import write_json  # noqa: E402
-from fairseq_jobs import fairseq_train, in_processes, quietly  # noqa: E402
-from retrieval_cells import (  # noqa: E402
+from lib.data_files import write_json  # noqa: E402
+from lib.fairseq_jobs import fairseq_train, in_processes, quietly  # noqa: E402
+from lib.retrieval_cells import (  # noqa: E402
     ATTENTIONS,
     PRESETS,
     QUICK,

@@ -44,9 +44,9 @@ def sample(args: argparse.Namespace) -> None:
         EvaluationError: if there is no such model or its data say not what a token is.
     """
     import torch
-    from lm_tokens import Codec
 
     from fairseq_fwm.lm_scoring import can_stream, continue_text
+    from lib.lm_tokens import Codec
 
     if not (args.data / "data.json").is_file():
         raise EvaluationError(f"{args.data} has no data.json: a scripts/prepare_*.sh makes it")

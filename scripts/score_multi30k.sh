@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Average, translate and score a training run on Multi30k.
 set -euo pipefail
-# shellcheck source-path=SCRIPTDIR source=common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source-path=SCRIPTDIR source=lib/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
 
 usage() {
   cat <<'TEXT'
@@ -55,4 +55,4 @@ else
     2>&1 >"$run/.gen.out.tmp" | tee "$run/gen.log"
   mv "$run/.gen.out.tmp" "$run/gen.out"
 fi
-python "$root/scripts/multi30k_run.py" "$run" --data "$data"
+python "$root/scripts/lib/multi30k_run.py" "$run" --data "$data"

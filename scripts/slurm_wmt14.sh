@@ -20,8 +20,8 @@ printed=$(bash scripts/train_wmt14.sh "$@" --gpus "$gpus" --print)
 command=()
 eval "command=($printed)" # printed as shell words
 
-# shellcheck source-path=SCRIPTDIR source=common.sh
-source scripts/common.sh
+# shellcheck source-path=SCRIPTDIR source=lib/common.sh
+source scripts/lib/common.sh
 
 value_of() { # FLAG: its last value
   local i value=

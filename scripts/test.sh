@@ -44,9 +44,9 @@ check() {
 
 shellcheck=$bin/shellcheck
 [[ -x $shellcheck ]] || shellcheck=shellcheck # in a container's own site-packages
-check "ruff check" "$bin/python" -m ruff check --quiet .
+check "ruff check" "$bin/python" -m ruff check --no-cache --quiet .
 check "ruff format" "$bin/python" -m ruff format --quiet --check .
-check "shellcheck" "$shellcheck" scripts/*.sh .ci/run
+check "shellcheck" "$shellcheck" scripts/*.sh scripts/lib/*.sh .ci/run
 
 # One thread a process: two processes share two cores, and a float sum does not depend on the host.
 export OMP_NUM_THREADS=1

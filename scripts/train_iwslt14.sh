@@ -2,8 +2,8 @@
 # Train one variant on IWSLT14 German-English.
 # shellcheck disable=SC2034  # what is set here is read by what is sourced
 set -euo pipefail
-# shellcheck source-path=SCRIPTDIR source=translation_common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/translation_common.sh"
+# shellcheck source-path=SCRIPTDIR source=lib/translation_common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib/translation_common.sh"
 
 corpus=iwslt14 prepared=iwslt14_deen micro_batches=1 languages=(-s de -t en)
 recipe=(

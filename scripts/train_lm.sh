@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Train one variant of a small language model and evaluate it; see --help.
 set -euo pipefail
-# shellcheck source-path=SCRIPTDIR source=train_arguments.sh
-source "$(dirname "${BASH_SOURCE[0]}")/train_arguments.sh"
+# shellcheck source-path=SCRIPTDIR source=lib/train_arguments.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib/train_arguments.sh"
 
 usage() {
   cat <<'TEXT'
@@ -124,7 +124,7 @@ main() {
   lock_run "$dir"
   train_run "$dir" --variant "$variant" --seed "$seed" -- "${command[@]}" \
     || record diverged "$dir" || exit
-  python scripts/lm_run.py "$dir" --data "$data" --sliding-limit "$sliding"
+  python scripts/lib/lm_run.py "$dir" --data "$data" --sliding-limit "$sliding"
 }
 
 # A function and an exit: bash has read all of this before the hours of training begin.

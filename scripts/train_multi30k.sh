@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Train one variant on Multi30k, then average, translate and score it.
 set -euo pipefail
-# shellcheck source-path=SCRIPTDIR source=train_arguments.sh
-source "$(dirname "${BASH_SOURCE[0]}")/train_arguments.sh"
+# shellcheck source-path=SCRIPTDIR source=lib/train_arguments.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib/train_arguments.sh"
 
 usage() {
   cat <<'TEXT'

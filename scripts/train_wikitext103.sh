@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Train one row of the paper's WikiText-103 tables.
 set -euo pipefail
-# shellcheck source-path=SCRIPTDIR source=train_arguments.sh
-source "$(dirname "${BASH_SOURCE[0]}")/train_arguments.sh"
+# shellcheck source-path=SCRIPTDIR source=lib/train_arguments.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib/train_arguments.sh"
 
 usage() {
   cat <<'TEXT'

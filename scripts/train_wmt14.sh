@@ -2,8 +2,8 @@
 # Train one row of the paper's WMT14 English-German table, or one that nobody has published.
 # shellcheck disable=SC2034  # what is set here is read by what is sourced
 set -euo pipefail
-# shellcheck source-path=SCRIPTDIR source=translation_common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/translation_common.sh"
+# shellcheck source-path=SCRIPTDIR source=lib/translation_common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib/translation_common.sh"
 
 corpus=wmt14 prepared=wmt14_ende micro_batches=48 languages=(-s en -t de)
 recipe=(

@@ -23,8 +23,8 @@ FWM_PYTHON names the Python (default: python3). PIP_INDEX_URL and the like are p
 EOT
 }
 
-# shellcheck source-path=SCRIPTDIR source=common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source-path=SCRIPTDIR source=lib/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
 
 dir=$root/build/wheel_check
 keep=0
@@ -68,8 +68,8 @@ export OMP_NUM_THREADS=1
 
 install() { "${pip[@]}" install --no-deps --force-reinstall "$@"; }
 
-library_tests() { # EXPRESSION FILE...: the tests that pytest's -k chooses, on what is installed
-  (cd "$dir/sdist" && "$python" -m pytest --quiet -n 2 -m "not slow" -k "$1" "${@:2}")
+library_tests() { # FILE...: tests of what is installed
+  (cd "$dir/sdist" && "$python" -m pytest --quiet -n 2 -m "not slow" "$@")
 }
 
 compiled() {
@@ -90,9 +90,8 @@ status = fairseq_fwm.kernels_status()
 assert not status["extension"], status
 print("ok      pure Python:", status["reason"])
 ')
-# Without operators of its own torch traces the chunks: docs/howto/without_fairseq.md says what that fixes.
-library_tests 'not test_exports and not (test_compiles and (recurrent or srwm))' \
-  tests/test_doctests.py tests/test_nn.py tests/test_trained_models.py
+library_tests tests/test_doctests.py tests/test_nn.py tests/test_trained_models.py \
+  tests/test_pytorch_forms.py
 
 say "the wheel"
 install "$dir"/dist/*.whl
@@ -101,7 +100,7 @@ compiled
 say "the sdist with its kernels"
 FWM_BUILD=cpu install --no-build-isolation "${sdist[0]}"
 compiled
-library_tests '' tests/test_doctests.py tests/test_nn.py tests/test_ops.py tests/test_kernels.py \
+library_tests tests/test_doctests.py tests/test_nn.py tests/test_ops.py tests/test_kernels.py \
   tests/test_feature_maps.py tests/test_mixers.py tests/test_recall.py tests/test_recurrent_ops.py \
   tests/test_recurrent_mixers.py tests/test_trained_models.py tests/test_inspection.py \
   tests/test_fla.py tests/test_interop.py

@@ -7,7 +7,7 @@ from fairseq import tasks
 from fairseq.data import Dictionary
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-from new_checkpoint import configuration, save_checkpoint  # noqa: E402
+from lib.new_checkpoint import configuration, save_checkpoint  # noqa: E402
 
 SMALL = ["--dropout", "0", "--cpu", "--optimizer", "adam", "--lr", "0.001"]
 TRANSLATION = ["--source-lang", "de", "--target-lang", "en", "--share-all-embeddings"]

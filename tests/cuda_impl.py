@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from emulation import Emulator, Unavailable
 
+from emulation import Emulator, Unavailable
 from fairseq_fwm.ops import library
 
 IMPL = os.environ.get("FWM_TEST_CUDA_IMPL", "emulated")

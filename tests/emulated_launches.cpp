@@ -1,4 +1,4 @@
-// Calls the launchers for a problem of given sizes: see scripts/cuda_launches.py. All tensors are the same
+// Calls the launchers for a problem of given sizes: see scripts/lib/cuda_launches.py. All tensors are the same
 // zeros, so that with the emulator's option "execute" only small problems fit.
 #include "cuda/launch.h"
 #include "options.h"
@@ -19,7 +19,7 @@ Rows rows(Index heads, Index steps, Index width) {
 
 }  // namespace
 
-// As scripts/cuda_launches.py has it in ctypes.
+// As scripts/lib/cuda_launches.py has it in ctypes.
 struct LaunchProblem {
   Index N, H, T, d, K, V, nu;
   int delta, dtype, map, sum_norm, attn_norm;

@@ -5,9 +5,9 @@ import functools
 from pathlib import Path
 
 import torch
-from emulation import Emulator, build, mutated
 from torch.utils.cpp_extension import include_paths
 
+from emulation import Emulator, build, mutated
 from fairseq_fwm.ops import library
 
 KERNELS = sorted(

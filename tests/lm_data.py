@@ -12,10 +12,7 @@ from fairseq.data.indexed_dataset import MMapIndexedDataset
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
-import data_files  # noqa: E402, F401
-import lm_files  # noqa: E402
-import lm_texts  # noqa: E402, F401
-import lm_tokens  # noqa: E402
+from lib import data_files, lm_files, lm_texts, lm_tokens  # noqa: E402, F401
 
 SPLITS = ("train", "valid", "test")
 WORDS = {

@@ -12,10 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
-import mt_files  # noqa: E402, F401
-import mt_sources  # noqa: E402, F401
-import mt_steps  # noqa: E402, F401
-import mt_text  # noqa: E402, F401
+from lib import mt_files, mt_sources, mt_steps, mt_text  # noqa: E402, F401
 
 COUNTS = {"train": 300, "valid": 12, "test": 15}
 

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+
 from variants import assert_close, label, valid_configs
 
 pytest.importorskip("fairseq", reason="fairseq is not installed")

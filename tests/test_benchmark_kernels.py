@@ -15,10 +15,10 @@ pytest.importorskip("tqdm", reason="the progress bar needs tqdm: bash scripts/se
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 import benchmark_kernels as benchmark  # noqa: E402
-import kernel_measure as measure  # noqa: E402
-import kernel_peers as peers  # noqa: E402
-import kernel_report as report  # noqa: E402
-import kernel_steps as steps  # noqa: E402
+from lib import kernel_measure as measure  # noqa: E402
+from lib import kernel_peers as peers  # noqa: E402
+from lib import kernel_report as report  # noqa: E402
+from lib import kernel_steps as steps  # noqa: E402
 
 TINY = ["--quick", "--shape", "tiny=2,2,20,16,8"]
 SEQUENCES = [*TINY, "--modes", "forward", "forward+backward"]

@@ -13,10 +13,10 @@ pytest.importorskip("fairseq", reason="fairseq is not installed")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 import benchmark_lm as benchmark  # noqa: E402
-import benchmark_lm_cases as cases  # noqa: E402
-import benchmark_lm_report as reporting  # noqa: E402
-import benchmark_sides as sides  # noqa: E402
-from result_tables import END, START, ResultsError  # noqa: E402
+from lib import benchmark_lm_cases as cases  # noqa: E402
+from lib import benchmark_lm_report as reporting  # noqa: E402
+from lib import benchmark_sides as sides  # noqa: E402
+from lib.result_tables import END, START, ResultsError  # noqa: E402
 
 SMALL = ["--decoder-layers", "1", "--decoder-attention-heads", "2", "--decoder-ffn-embed-dim", "8"]
 for kind in "embed", "input", "output":
@@ -113,7 +113,8 @@ def test_a_process_of_its_own():
 CHILD = """
 import dataclasses, sys
 sys.path.insert(0, {scripts!r})
-import benchmark_sides, torch
+import torch
+from lib import benchmark_sides
 
 @dataclasses.dataclass
 class Case:

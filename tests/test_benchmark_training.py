@@ -14,11 +14,11 @@ pytest.importorskip("fairseq", reason="fairseq is not installed")
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
-import benchmark_models as models  # noqa: E402
 import benchmark_training as benchmark  # noqa: E402
-import benchmark_training_report as reporting  # noqa: E402
-from benchmark_conditions import MALLOC  # noqa: E402
-from result_tables import END, START, ResultsError  # noqa: E402
+from lib import benchmark_models as models  # noqa: E402
+from lib import benchmark_training_report as reporting  # noqa: E402
+from lib.benchmark_conditions import MALLOC  # noqa: E402
+from lib.result_tables import END, START, ResultsError  # noqa: E402
 
 SMALL = [f"--{side}-{what}" for side in ("encoder", "decoder") for what in ("layers", "embed-dim")]
 PAIR = ["softmax", "dpfp-delta"]
@@ -81,6 +81,20 @@ def test_record_holds_times_machine_and_command(tmp_path):
     described = record["environment"]
     assert described["torch"] == torch.__version__ and described["quick"]
     assert "--rounds 3" in described["command"] and described["cpu"]
+
+
+def test_cases_are_added_to_those_of_another_command(tmp_path, capsys):
+    same = ("--only", "lm", "--tokens", 16, "--variants", *PAIR)
+    assert run(tmp_path, *same, "--lengths", 8, 4) == 0
+    assert run(tmp_path, *same, "--lengths", 8, 16, "--rounds", 1, "--add") == 0
+    record = json.loads((tmp_path / "lm.json").read_text())
+    assert [case["shape"]["length"] for case in record["cases"]] == [4, 8, 16]
+    text = reporting.describe(record)
+    commands = [line for line in text.splitlines() if line.startswith("    python")]
+    assert len(commands) == 2 and "--add" in commands[1] and "best of 1 to 1" not in text
+    capsys.readouterr()
+    assert run(tmp_path, *same, "--lengths", 8, "--add", "--threads", 2) == 1
+    assert "was measured with --threads 1" in capsys.readouterr().err
 
 
 def test_softmax_is_fairseqs_own_and_stand_ins_do_no_more_than_they_say():

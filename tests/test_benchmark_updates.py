@@ -35,8 +35,9 @@ def test_all_sides_do_the_same_updates(run, tmp_path, script):
 def test_a_side_that_computes_something_else_is_no_contestant():
     import argparse
 
-    import benchmark_updates as bench
     import torch
+
+    from lib import benchmark_updates as bench
 
     def side(factor):
         torch.manual_seed(1)

@@ -7,9 +7,8 @@ import pytest
 
 pytest.importorskip("fairseq", reason="fairseq is not installed")
 
-from translation_data import capitals
-
 import fairseq_fwm  # noqa: F401
+from translation_data import capitals
 
 # One process for all: the corpus and the trained models are made once.
 pytestmark = pytest.mark.xdist_group("cli")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from emulation import kept
 from torch.utils import cpp_extension
 
+from emulation import kept
 from fairseq_fwm import cuda_toolkit
 
 SWITCHES = (

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from cuda_impl import IMPL, MARKS, on_a_gpu
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from problems import FEATURES, FORWARD, Problem, equal_bits, errors, strided
 
+from cuda_impl import IMPL, MARKS, on_a_gpu
 from fairseq_fwm.ops import FeatureSpec
+from problems import FEATURES, FORWARD, Problem, equal_bits, errors, strided
 
 pytestmark = MARKS
 # Relative to the largest number of each result, for rounded inputs.

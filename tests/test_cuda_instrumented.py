@@ -3,8 +3,9 @@
 import functools
 import subprocess
 
-import emulation
 import pytest
+
+import emulation
 from emulated_ops import KERNELS
 
 # One process: the programs are built once and share their object files.

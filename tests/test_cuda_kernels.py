@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from cuda_impl import IMPL, MARKS, OPS, on_a_gpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import FEATURES, FORWARD, Problem, check, equal_bits, errors, strided
 
+from cuda_impl import IMPL, MARKS, OPS, on_a_gpu
 from fairseq_fwm import ops
 from fairseq_fwm.ops import FeatureSpec, library
+from problems import FEATURES, FORWARD, Problem, check, equal_bits, errors, strided
 
 pytestmark = MARKS
 TOLERANCE = 2e-6

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+
 from cuda_impl import IMPL, MARKS, on_a_gpu
 from cuda_impl import OPS as NAMESPACE
-from recurrent_problems import OPS, Problem, same
-
 from fairseq_fwm import ops
+from recurrent_problems import OPS, Problem, same
 
 pytestmark = MARKS
 TOLERANCE = 2e-5

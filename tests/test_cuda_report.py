@@ -7,16 +7,17 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from emulation import Unavailable, kept
 
 pytest.importorskip("tqdm", reason="the progress bar needs tqdm: bash scripts/setup.sh")
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
-import cuda_compile as compiling  # noqa: E402
-import cuda_launches as launching  # noqa: E402
 import cuda_report as report  # noqa: E402
-from cuda_occupancy import GPUS, blocks_per_multiprocessor, gpus_of  # noqa: E402
+from lib import cuda_compile as compiling  # noqa: E402
+from lib import cuda_launches as launching  # noqa: E402
+from lib.cuda_occupancy import GPUS, blocks_per_multiprocessor, gpus_of  # noqa: E402
 
 # Compiled once, by the process of this group that comes first.
 pytestmark = pytest.mark.xdist_group("cuda_report")

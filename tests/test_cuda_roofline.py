@@ -5,14 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from emulation import Unavailable
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 import cuda_roofline as roofline  # noqa: E402
-from cuda_launches import Launchers, Problem  # noqa: E402
-from cuda_work import Counter, Work, total  # noqa: E402
-from result_tables import END, START  # noqa: E402
+from lib.cuda_launches import Launchers, Problem  # noqa: E402
+from lib.cuda_work import Counter, Work, total  # noqa: E402
+from lib.result_tables import END, START  # noqa: E402
 
 # Compiled once, by the process of this group that comes first.
 pytestmark = pytest.mark.xdist_group("emulated")

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from docstring_rules import problems
 from torch import Tensor
 
+from docstring_rules import problems
 from fairseq_fwm.mixers import UpdateRule
 
 ROOT = Path(__file__).resolve().parent.parent

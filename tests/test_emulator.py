@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import emulation
 import pytest
 import torch
+
+import emulation
 
 SOURCES = ["tests/emulator/self_test.cpp"]
 KERNELS = "tests/emulator/kernels.cuh"

@@ -10,18 +10,18 @@ import torch
 pytest.importorskip("fairseq", reason="fairseq is not installed")
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 
-from checkpoint_files import LANGUAGE as LM_FLAGS
-from checkpoint_files import TRANSLATION, write_checkpoint
 from fairseq.models.transformer import TransformerModel
 from fairseq.sequence_generator import SequenceGenerator
+
+from checkpoint_files import LANGUAGE as LM_FLAGS
+from checkpoint_files import TRANSLATION, write_checkpoint
+from fairseq_fwm.models.fwm_transformer import FWMTransformerModel
+from fairseq_fwm.nn import ExportError, load_exported, save_exported
+from fairseq_fwm.torch_twin import difference, torch_twin
 from language_models import build as build_lm
 from language_models import tokens
 from test_fwm_transformer import batch
 from test_fwm_transformer import build as build_mt
-
-from fairseq_fwm.models.fwm_transformer import FWMTransformerModel
-from fairseq_fwm.nn import ExportError, load_exported, save_exported
-from fairseq_fwm.torch_twin import difference, torch_twin
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))

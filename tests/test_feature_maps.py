@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from variants import assert_close
 
 from fairseq_fwm.feature_maps import (
     FEATURE_MAPS,
@@ -14,6 +13,7 @@ from fairseq_fwm.feature_maps import (
     row_orthogonal,
 )
 from fairseq_fwm.ops.features import dpfp, sum_normalize
+from variants import assert_close
 
 
 @pytest.mark.parametrize("name", FEATURE_MAPS)

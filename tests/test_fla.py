@@ -8,11 +8,11 @@ import types
 
 import pytest
 import torch
-from problems import FEATURES, NONE, Problem, check, equal_bits
 
 from fairseq_fwm import ops
 from fairseq_fwm.mixers import FastWeightConfig, FastWeightMixer
 from fairseq_fwm.ops import FeatureSpec, dispatch, fla
+from problems import FEATURES, NONE, Problem, check, equal_bits
 
 SIZES = (2, 3, 5, 4, 6)  # N, H, T, d, V
 NORMS = [("sum", "none"), ("sum", "output"), *(("delta", x) for x in ("none", "output", "full"))]

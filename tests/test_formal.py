@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import formal  # noqa: E402
 import make_formal_language  # noqa: E402
 import results_formal  # noqa: E402
-from formal_runs import (  # noqa: E402
+from lib.formal_runs import (  # noqa: E402
     FEW_STRINGS,
     LANGUAGES,
     MODELS,

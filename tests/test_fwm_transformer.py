@@ -4,6 +4,7 @@ import argparse
 
 import pytest
 import torch
+
 from variants import assert_close
 
 pytest.importorskip("fairseq", reason="fairseq is not installed")

@@ -1,8 +1,9 @@
 """fwm_transformer_lm in fairseq: stock with softmax, as published in size and form, streaming."""
 
-import language_models
 import pytest
 import torch
+
+import language_models
 from language_models import EOS, PAD, Task, tokens
 from variants import assert_close
 

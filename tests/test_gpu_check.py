@@ -15,15 +15,15 @@ pytest.importorskip("tqdm", reason="the progress bar needs tqdm: bash scripts/se
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 import benchmark_cuda as benchmark  # noqa: E402
-import cuda_contestants as contestants  # noqa: E402
-import gpu_report  # noqa: E402
+from lib import cuda_contestants as contestants  # noqa: E402
+from lib import gpu_report  # noqa: E402
 
 STEPS = ("machine", "build", "tests", "memcheck", "racecheck", "synccheck", "benchmark")
 # Stands for Python on a machine with a GPU: notes what it is asked for, and is quick.
 PYTHON = """#!/bin/bash
 printf '%s %s\\n' "${FWM_TEST_CUDA_IMPL:-}" "$*" >>"$NOTES"
 case "$*" in
-  scripts/gpu_report.py*) exec REAL "$@" ;;
+  scripts/lib/gpu_report.py*) exec REAL "$@" ;;
   *cuda_home.py) exit 1 ;;
   *pytest*) echo "===== 3 passed, 1 skipped in 1.50s =====" ;;
   *doctor) echo "torch          2.14.1+cu130" ;;

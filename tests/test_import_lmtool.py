@@ -19,8 +19,8 @@ from fairseq import checkpoint_utils
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 import import_lmtool  # noqa: E402
-from lmtool_layout import TYPES  # noqa: E402
-from new_checkpoint import ImportingError, run  # noqa: E402
+from lib.lmtool_layout import TYPES  # noqa: E402
+from lib.new_checkpoint import ImportingError, run  # noqa: E402
 
 DIM, HEADS, INNER, LAYERS, LENGTH, M = 16, 2, 12, 2, 7, 3
 D = DIM // HEADS
@@ -258,7 +258,7 @@ def test_every_tensor_is_used_once(attn_type, tmp_path):
 
 
 def lay_out(attn_type, state):
-    from lmtool_layout import Sizes, Tensors, map_weights
+    from lib.lmtool_layout import Sizes, Tensors, map_weights
 
     tensors = Tensors(state)
     order = import_lmtool.our_order(WORDS, CUTOFFS[0])

@@ -8,18 +8,18 @@ import torch
 
 pytest.importorskip("fairseq", reason="fairseq is not installed")
 
-from checkpoint_files import LANGUAGE, TRANSLATION, write_checkpoint
 from fairseq import checkpoint_utils
 from fairseq.models.transformer_lm import TransformerLanguageModel
-from test_fwm_transformer import batch, generate, log_probs
 
+from checkpoint_files import LANGUAGE, TRANSLATION, write_checkpoint
 from fairseq_fwm.models.fwm_transformer import FWMTransformerModel
 from fairseq_fwm.models.fwm_transformer_lm import FWMTransformerLanguageModel
+from test_fwm_transformer import batch, generate, log_probs
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 import import_stock  # noqa: E402
-from new_checkpoint import ImportingError, read_file, run, save_whole  # noqa: E402
+from lib.new_checkpoint import ImportingError, read_file, run, save_whole  # noqa: E402
 
 
 def convert(path):

@@ -12,11 +12,12 @@ fairseq = pytest.importorskip("fairseq", reason="fairseq is not installed")
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
-import inspect_memory  # noqa: E402
 from fairseq import options, tasks  # noqa: E402
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf  # noqa: E402
-from lm_data import SPLITS, make  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
+
+import inspect_memory  # noqa: E402
+from lm_data import SPLITS, make  # noqa: E402
 
 SIZES = {
     "language_modeling": "--arch fwm_transformer_lm_tiny --decoder-layers 2 "

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from variants import label, valid_configs
 
 from fairseq_fwm import ops
 from fairseq_fwm.inspection import effective_rank, trace_memory, trace_mixer
 from fairseq_fwm.mixers import FastWeightConfig, build_mixer
+from variants import label, valid_configs
 
 H, T, K, V = 2, 7, 4, 3
 RULES = [("sum", "none"), ("sum", "output"), ("delta", "none"), ("delta", "full")]

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from variants import assert_close
 
 from fairseq_fwm import ops
+from variants import assert_close
 
 # N, H, T, K, V: odd ones that matter, and random ones.
 SIZES = [(1, 1, 1, 1, 1), (2, 3, 7, 5, 4), (1, 2, 31, 8, 3), (2, 1, 63, 6, 9), (1, 2, 100, 16, 7)]

@@ -2,16 +2,16 @@
 
 import os
 
-import problems
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import FEATURES, FORWARD, STEP, STEP_, Problem, equal_bits, errors
 
+import problems
 from fairseq_fwm import ops
 from fairseq_fwm.ops import FeatureSpec, library
 from fairseq_fwm.ops.rescaled import read_rescaled, write_rescaled
+from problems import FEATURES, FORWARD, STEP, STEP_, Problem, equal_bits, errors
 
 pytestmark = pytest.mark.skipif(
     not library.has_kernel("causal_sum_fwd", "cpu"),

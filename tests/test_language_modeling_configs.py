@@ -14,7 +14,7 @@ from fairseq.models import ARCH_CONFIG_REGISTRY
 import fairseq_fwm  # noqa: F401
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-from config_rows import load_row  # noqa: E402
+from lib.config_rows import load_row  # noqa: E402
 
 FOLDER = Path(__file__).resolve().parent.parent / "configs" / "language_modeling"
 ROWS = sorted(path.stem for path in FOLDER.glob("*.yaml"))

@@ -4,12 +4,10 @@ import itertools
 
 import pytest
 import torch
+
 from variants import assert_close
 
 pytest.importorskip("fairseq", reason="fairseq is not installed")
-
-from language_models import EOS, tokens
-from test_fwm_transformer_lm import PLAIN, TINY, build, log_probs
 
 from fairseq_fwm.lm_scoring import (
     can_stream,
@@ -19,6 +17,8 @@ from fairseq_fwm.lm_scoring import (
     score_streaming,
     state_per_layer,
 )
+from language_models import EOS, tokens
+from test_fwm_transformer_lm import PLAIN, TINY, build, log_probs
 
 MODELS = {
     "softmax": {"fwm_decoder_self": "softmax"},

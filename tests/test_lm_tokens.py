@@ -8,6 +8,7 @@ pytest.importorskip("fairseq", reason="fairseq is not installed")
 
 from fairseq.data import Dictionary
 from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
+
 from lm_data import (
     SPLITS,
     data_files,

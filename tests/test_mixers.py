@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from variants import DTYPES, assert_close, label, valid_configs
 
 from fairseq_fwm.feature_maps import FEATURE_MAPS, FeatureMap, register_feature_map
 from fairseq_fwm.mixers import (
@@ -18,6 +17,7 @@ from fairseq_fwm.mixers import (
     why_invalid,
 )
 from fairseq_fwm.ops import chunked
+from variants import DTYPES, assert_close, label, valid_configs
 
 CAUSAL = pytest.mark.parametrize("config", valid_configs(), ids=label)
 DEFAULTS = [FastWeightConfig(r, f, nu=2, m=8) for r in UPDATE_RULES for f in FEATURE_MAPS]

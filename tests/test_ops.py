@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from variants import DTYPES, assert_close
 
 from fairseq_fwm import ops
 from fairseq_fwm.ops import chunked, library
+from variants import DTYPES, assert_close
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-4}
 RULES = ["sum", "delta"]

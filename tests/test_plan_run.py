@@ -16,14 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
-import plan_model  # noqa: E402
 import plan_run  # noqa: E402
-
 from fairseq_fwm.ops import library  # noqa: E402
 from fairseq_fwm.ops.reference import (  # noqa: E402
     causal_delta_reference,
     causal_sum_reference,
 )
+from lib import plan_model  # noqa: E402
 
 pytestmark = pytest.mark.xdist_group("plan")
 

@@ -8,12 +8,12 @@ import torch
 
 pytest.importorskip("fairseq", reason="fairseq is not installed")
 
-from language_models import build as build_lm
-from language_models import tokens
-from test_fwm_transformer import SITES, batch, build, generate, log_probs
 from torch import nn
 
 from fairseq_fwm.modules.precision import PRECISIONS, set_inference_precision
+from language_models import build as build_lm
+from language_models import tokens
+from test_fwm_transformer import SITES, batch, build, generate, log_probs
 
 SMALL = ["bfloat16", "int8"]
 INFERENCE = argparse.Namespace(generation=argparse.Namespace())

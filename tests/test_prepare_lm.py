@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("fairseq", reason="fairseq is not installed")
 
 from fairseq.data import Dictionary
+
 from lm_data import (
     ROOT,
     SPLITS,

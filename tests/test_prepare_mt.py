@@ -16,9 +16,10 @@ pytest.importorskip("sacremoses", reason="sacremoses is not installed")
 pytest.importorskip("sentencepiece", reason="sentencepiece is not installed")
 pytest.importorskip("subword_nmt", reason="subword_nmt is not installed")
 
-import mt_data as mt
 from fairseq.data import Dictionary
 from fairseq.data.indexed_dataset import MMapIndexedDataset
+
+import mt_data as mt
 
 SCRIPTS = {"wmt14_ende": 32000, "wmt17_ende": 40000, "iwslt14_deen": 10000}
 SMALL = ("--workers", 1, "--bpe-codes", 150, "--max-ratio", 9)

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
-import multi30k_files as files  # noqa: E402
+from lib import multi30k_files as files  # noqa: E402
 
 
 def fill(directory, names, text="a b\nc d\n", suffix=".gz"):

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from recurrent_problems import OPS, Problem, same
 
 from fairseq_fwm import ops
 from fairseq_fwm.ops import library
+from recurrent_problems import OPS, Problem, same
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
 IMPLS = ["auto", "cpu"] if library.has_kernel("recurrent_delta_fwd", "cpu") else ["auto"]

@@ -19,8 +19,8 @@ from translation_data import capitals
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 import reproduce  # noqa: E402
-import reproduce_steps  # noqa: E402
-from published_tables import LANGUAGE, TABLES, TRANSLATION  # noqa: E402
+from lib import reproduce_steps  # noqa: E402
+from lib.published_tables import LANGUAGE, TABLES, TRANSLATION  # noqa: E402
 
 CONFIGS = ROOT / "configs"
 

@@ -11,9 +11,8 @@ pytest.importorskip("matplotlib", reason="pictures need matplotlib: bash scripts
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
-import lm_curves  # noqa: E402
-import result_tables  # noqa: E402
 import results_lm as results  # noqa: E402
+from lib import lm_curves, result_tables  # noqa: E402
 
 LIMIT = 20000
 

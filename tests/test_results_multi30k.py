@@ -12,9 +12,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
-import multi30k_run as record  # noqa: E402
 import results_multi30k as results  # noqa: E402
-from result_tables import END, START, ResultsError, put_between_markers  # noqa: E402
+from lib import multi30k_run as record  # noqa: E402
+from lib.result_tables import END, START, ResultsError, put_between_markers  # noqa: E402
 
 VARIANTS = [
     "softmax", "elu-sum", "favor-sum", "dpfp-sum", "elu-delta", "dpfp-delta", "sum-everywhere",

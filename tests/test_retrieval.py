@@ -28,7 +28,7 @@ from fairseq_fwm.tasks.associative_retrieval import (
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 import retrieval  # noqa: E402
-from retrieval_cells import (  # noqa: E402
+from lib.retrieval_cells import (  # noqa: E402
     PRESETS,
     Cell,
     CellError,

@@ -1,4 +1,4 @@
-"""scripts/run_record.py: how a run starts, goes on and ends."""
+"""scripts/lib/run_record.py: how a run starts, goes on and ends."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
-import run_record as record  # noqa: E402
+from lib import run_record as record  # noqa: E402
 
 
 def begin(run, *command):

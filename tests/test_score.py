@@ -14,10 +14,8 @@ pytest.importorskip("sacrebleu", reason="sacrebleu is not installed")
 pytest.importorskip("sacremoses", reason="sacremoses is not installed")
 
 import mt_data as mt
-import mt_scoring
-import score
-import score_report
-from fairseq_jobs import fairseq_train
+from lib import mt_scoring, score, score_report
+from lib.fairseq_jobs import fairseq_train
 
 WORDS = ["Haus", "Baum", "Gasse", "Bio-Markt", "Ost-West-Dialog", "geht", "sieht", "alte", "und"]
 SPEED = "INFO | Translated 9 sentences (99 tokens) in 2.0s (4.50 sentences/s, 1,049.50 tokens/s)\n"

@@ -4,15 +4,16 @@ import argparse
 
 import pytest
 import torch
+
 from variants import assert_close
 
 pytest.importorskip("fairseq", reason="fairseq is not installed")
 
 from fairseq.sequence_generator import SequenceGenerator, SequenceGeneratorWithAlignment
-from test_fwm_transformer import batch, build, generate
 
 from fairseq_fwm.modules.attention import FastWeightCrossAttention
 from fairseq_fwm.modules.shared_source import SharedSourceAttention, beam_of, per_sentence
+from test_fwm_transformer import batch, build, generate
 
 STOCK = {"fwm_decoder_self": "softmax"}
 CROSS = [

@@ -17,16 +17,18 @@ import pytest
 pytest.importorskip("fairseq", reason="fairseq is not installed")
 
 from fairseq import options
+
+import fairseq_fwm  # noqa: F401
 from language_models import build, tokens
 from lm_data import ROOT, make
 
-import fairseq_fwm  # noqa: F401
-
 sys.path.insert(0, str(ROOT / "scripts"))
 import eval_lm  # noqa: E402
-import lm_run  # noqa: E402
 import results_lm  # noqa: E402
-import run_record  # noqa: E402
+from lib import (
+    lm_run,  # noqa: E402
+    run_record,  # noqa: E402
+)
 
 # One process for all: the corpus and the trained model are made once.
 pytestmark = pytest.mark.xdist_group("train lm")

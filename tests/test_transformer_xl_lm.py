@@ -5,16 +5,16 @@ from itertools import product
 
 import pytest
 import torch
+
 from variants import assert_close
 
 pytest.importorskip("fairseq", reason="fairseq is not installed")
-
-from language_models import build, tokens
 
 import fairseq_fwm  # noqa: F401
 from fairseq_fwm.modules.relative_attention import MEMORY, RelativeAttention, by_key
 from fairseq_fwm.modules.stream import Stream
 from fairseq_fwm.nn.positions import Sinusoids
+from language_models import build, tokens
 
 DIM = 16
 SMALL = {

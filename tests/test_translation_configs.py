@@ -18,14 +18,14 @@ pytest.importorskip("fairseq", reason="fairseq is not installed")
 from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import ARCH_CONFIG_REGISTRY
-from translation_data import capitals
 
 import fairseq_fwm  # noqa: F401
 from fairseq_fwm.models.fwm_transformer import FWMTransformerConfig
+from translation_data import capitals
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
-from config_rows import load_row  # noqa: E402
+from lib.config_rows import load_row  # noqa: E402
 
 FOLDER = ROOT / "configs" / "translation"
 ROWS = sorted(path.stem for path in FOLDER.glob("*_*.yaml"))

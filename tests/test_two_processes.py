@@ -12,10 +12,11 @@ import torch
 pytest.importorskip("fairseq", reason="fairseq is not installed")
 
 from fairseq import checkpoint_utils
+
 from translation_data import capitals
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-from fairseq_jobs import fairseq_train  # noqa: E402
+from lib.fairseq_jobs import fairseq_train  # noqa: E402
 
 # One process for all: the corpus is made once.
 pytestmark = pytest.mark.xdist_group("two processes")
