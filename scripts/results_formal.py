@@ -21,19 +21,29 @@ Result = dict[str, Any]
 Cells = Mapping[tuple[str, str], list[Result]]  # (model, language)
 
 
-def load(folder: Path) -> Cells:
+def load(folder: Path, kept: Sequence[Result] = ()) -> Cells:
     """Read all results below a folder.
+
+    Args:
+        folder: where runs are.
+        kept: results to have beside them, of runs that may be elsewhere by now.
 
     Raises:
         ResultsError: there is none.
     """
-    cells: dict[tuple[str, str], list[Result]] = {}
-    for path in sorted(folder.glob("**/result.json")):
-        result = read_json(path)
-        cells.setdefault((result["model"], result["task"]), []).append(result)
-    if not cells:
+    found = [read_json(path) for path in sorted(folder.glob("**/result.json"))]
+    runs = {run_name(result): result for result in (*kept, *found)}
+    if not runs:
         raise ResultsError(f"no result.json under {folder}: run scripts/formal.py --grid first")
+    cells: dict[tuple[str, str], list[Result]] = {}
+    for result in runs.values():
+        cells.setdefault((result["model"], result["task"]), []).append(result)
     return cells
+
+
+def run_name(result: Result) -> tuple[str, ...]:
+    """Return what tells runs apart."""
+    return tuple(str(result[key]) for key in ("model", "task", "seed", "as_published", "size"))
 
 
 def percent(value: float | None) -> str:
@@ -181,16 +191,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--runs", type=Path, default=Path("runs/formal"), metavar="DIR",
         help="what scripts/formal.py was given as --out (default %(default)s)")  # fmt: skip
     add("--out", type=Path, metavar="FILE", help="page to put the tables into, pictures beside it")
+    add("--add", action="store_true",
+        help="keep the runs that FILE has already, wherever they were made")  # fmt: skip
     args = parser.parse_args(arguments)
+    if args.add and not args.out:
+        parser.error("--add keeps what a page has: name it with --out")
     try:
-        cells = load(args.runs)
+        folder = args.out.with_suffix("") if args.out else Path()
+        kept = read_json(folder / "results.json").get("runs", []) if args.add else []
+        cells = load(args.runs, kept)
         picture = None
         if args.out:
-            folder = args.out.with_suffix("")
             draw(cells, folder / "bin1.png")
             picture = f"{folder.name}/bin1.png"
-            kept = [result for results in cells.values() for result in results]
-            write_json(folder / "results.json", {"runs": kept})
+            runs = [result for results in cells.values() for result in results]
+            write_json(folder / "results.json", {"runs": runs})
         text = page(cells, picture)
         print(text)
         if args.out:

@@ -84,7 +84,18 @@ def test_grid_and_its_page(data, run, tmp_path):
     assert "| deltanet |" in text and "page/bin1.png" in text
     assert "Not run yet: lstm on parity;" in text
     assert (tmp_path / "page/bin1.png").stat().st_size > 5000
-    assert len(json.loads((tmp_path / "page/results.json").read_text())["runs"]) == count
+    kept = (tmp_path / "page/results.json").read_text()
+    assert len(json.loads(kept)["runs"]) == count
+    # Runs of another folder come beside those that the page has; the same ones count once.
+    for path in list(out.glob("**/result.json")):
+        result = json.loads(path.read_text())
+        if result["seed"] == 1:
+            path.write_text(json.dumps({**result, "bin0": -1}))
+        else:
+            path.unlink()
+    assert results_formal.main(["--runs", str(out), "--out", str(page), "--add"]) == 0
+    runs = json.loads((tmp_path / "page/results.json").read_text())["runs"]
+    assert len(runs) == count and [run["bin0"] for run in runs].count(-1) == 2
 
 
 @pytest.mark.parametrize(
