@@ -113,14 +113,24 @@ def test_half_a_state(missing):
     )
 
 
-def test_a_module_of_another_version_leaves_a_trace_to_the_chunks(monkeypatch):
-    use(monkeypatch)
-    monkeypatch.setattr(library, "LEFTOVERS", True)
-    chosen = []
+OTHER_VERSION = """
+import torch.library
 
-    def choose(x):
-        chosen.append(resolve_impl("auto", "causal_sum_fwd", x.device))
-        return x + 1
+define = torch.library.Library.define
 
-    torch.compile(choose, backend="eager")(torch.ones(2))
-    assert chosen == ["chunked"]
+def other(self, schema, *more, **named):
+    return define(self, schema.replace("self_referential_bwd(", "self_referential_bwd(int i, "),
+                  *more, **named)
+
+torch.library.Library.define = other
+from fairseq_fwm.ops import library
+
+print(library.EXTENSION_PROBLEM)
+print({op: keys for op, keys in library.COMPILED.items() if keys})
+"""
+
+
+@pytest.mark.skipif(not any(library.COMPILED.values()), reason=str(library.EXTENSION_PROBLEM))
+def test_a_module_of_another_version_registers_nothing(run):
+    problem, left = run("-c", OTHER_VERSION).stdout.splitlines()[-2:]
+    assert problem.startswith("fairseq_fwm._C does not load: ") and left == "{}"

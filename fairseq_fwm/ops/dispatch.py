@@ -37,8 +37,7 @@ def resolve_impl(impl: str, op: str, device: torch.device) -> str:
     if impl == "auto":
         compiled = library.has_kernel(op, device.type)
         if torch.compiler.is_compiling():
-            without = "chunked" if library.LEFTOVERS else "operator"
-            return device.type if compiled else without
+            return device.type if compiled else "operator"
         chosen = device.type if compiled else "chunked"
         _log_once(op, device.type, chosen)
         return chosen

@@ -215,7 +215,3 @@ _library = register("fwm", has_kernel)  # registrations live as long as this obj
 EXTENSION_PROBLEM = _load_extension()
 # Asked once: torch.compile cannot trace a question to the dispatcher, nor one to the GPU.
 COMPILED = {op: {key.lower() for key in dispatch_keys(op)} & {"cpu", "cuda"} for op in SCHEMAS}
-# What a module of another version registered before it failed fits no other op's derivative.
-LEFTOVERS = EXTENSION_PROBLEM is not None and any(COMPILED.values())
-if EXTENSION_PROBLEM is not None:
-    COMPILED = dict.fromkeys(SCHEMAS, frozenset())

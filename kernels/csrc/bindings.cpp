@@ -228,9 +228,16 @@ std::string cuda_archs() {
 
 // Implementations only: the schemas are in fairseq_fwm/ops/library.py. Registered when the module is
 // imported and not by a static object: a library that does not fit the schemas must raise an error,
-// and an exception while a shared object loads would end the process.
+// and an exception while a shared object loads would end the process. The libraries are kept only
+// if all fit; those that an exception leaves behind take back what they registered.
 void register_kernels() {
-  static torch::Library cpu(torch::Library::IMPL, "fwm", c10::DispatchKey::CPU, __FILE__, __LINE__);
+  static std::vector<torch::Library> kept;
+  std::vector<torch::Library> made;
+  made.reserve(3);
+  const auto library = [&made](c10::DispatchKey key) -> torch::Library& {
+    return made.emplace_back(torch::Library::IMPL, "fwm", key, __FILE__, __LINE__);
+  };
+  torch::Library& cpu = library(c10::DispatchKey::CPU);
   fwm::Ops<CPU>::add_to(cpu);
   fwm::add_recurrent_ops<CPU>(cpu);
   cpu.impl("feature_map", &feature_map);
@@ -240,13 +247,12 @@ void register_kernels() {
   cpu.impl("rescaled_fwd", &rescaled_fwd);
   cpu.impl("rescaled_bwd", &rescaled_bwd);
 #if defined(FWM_WITH_CUDA)
-  static torch::Library cuda(torch::Library::IMPL, "fwm", c10::DispatchKey::CUDA, __FILE__, __LINE__);
-  fwm::register_cuda_ops(cuda);
+  fwm::register_cuda_ops(library(c10::DispatchKey::CUDA));
 #endif
-  static torch::Library any(torch::Library::IMPL, "fwm", c10::DispatchKey::CompositeExplicitAutograd,
-                            __FILE__, __LINE__);
+  torch::Library& any = library(c10::DispatchKey::CompositeExplicitAutograd);
   any.impl("cpu_isa", &cpu_isa);
   any.impl("cuda_archs", &cuda_archs);
+  kept = std::move(made);
 }
 
 }  // namespace
