@@ -41,9 +41,11 @@ def load(folder: Path, kept: Sequence[Result] = ()) -> Cells:
     return cells
 
 
-def run_name(result: Result) -> tuple[str, ...]:
+def run_name(result: Result) -> tuple[Any, ...]:
     """Return what tells runs apart."""
-    return tuple(str(result[key]) for key in ("model", "task", "seed", "as_published", "size"))
+    names = (result[key] for key in ("model", "task", "seed", "as_published"))
+    # Results of before a size had all its fields have the others' usual values.
+    return *names, Size(**result["size"])
 
 
 def percent(value: float | None) -> str:
