@@ -100,7 +100,14 @@ def test_kernels(rows, rule) -> None:
 
 
 @pytest.mark.parametrize("rule", report.RULES)
-@pytest.mark.parametrize("arch", [arch for arch in report.ARCHS if arch != "8.0"])
+@pytest.mark.parametrize(
+    "arch",
+    [
+        pytest.param(arch, marks=[] if arch == "9.0" else pytest.mark.slow)
+        for arch in report.ARCHS
+        if arch != "8.0"
+    ],
+)
 def test_kernels_for_other_gpus(toolkit, shapes, arch, rule) -> None:
     assert list(rule(report.collect([arch]))) == []
 
