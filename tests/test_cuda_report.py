@@ -21,6 +21,8 @@ from lib.cuda_occupancy import GPUS, blocks_per_multiprocessor, gpus_of  # noqa:
 
 # Compiled once, by the process of this group that comes first.
 pytestmark = pytest.mark.xdist_group("cuda_report")
+# Compiling takes a minute and more for each: all of them run with --all.
+RARER = [pytest.param(a, marks=pytest.mark.slow) for a in report.ARCHS if a not in ("8.0", "9.0")]
 HEADER_SAYS = """
 #include <cuda_occupancy.h>
 #include <climits>
@@ -100,14 +102,7 @@ def test_kernels(rows, rule) -> None:
 
 
 @pytest.mark.parametrize("rule", report.RULES)
-@pytest.mark.parametrize(
-    "arch",
-    [
-        pytest.param(arch, marks=[] if arch == "9.0" else pytest.mark.slow)
-        for arch in report.ARCHS
-        if arch != "8.0"
-    ],
-)
+@pytest.mark.parametrize("arch", ["9.0", *RARER])
 def test_kernels_for_other_gpus(toolkit, shapes, arch, rule) -> None:
     assert list(rule(report.collect([arch]))) == []
 

@@ -189,7 +189,7 @@ def test_a_killed_run_goes_on(trained):
     after = (run / "train.log").read_text()[len(log) :]
     assert 20 <= before < 300
     loaded = int(re.search(r"Loaded checkpoint .*@ (\d+) updates", after)[1])
-    assert before <= loaded < 300  # killed after a checkpoint and before its message, it is later
+    assert loaded in (before, before + 20)  # killed between a checkpoint and its message: later
     assert min(map(int, re.findall(r"num_updates=(\d+)", after))) == loaded + 10
 
 
